@@ -1,0 +1,20 @@
+"""A LangGraph step and everything it remembers commit together, or not at all."""
+
+from langgraph_memstate.errors import MemStateError
+from langgraph_memstate.facts import Fact, LogEntry
+from langgraph_memstate.graph.checkpointer import MemStateCheckpointer
+from langgraph_memstate.graph.store import MemStateStore
+from langgraph_memstate.memory import MemoryStore
+from langgraph_memstate.storage.memory import InMemoryStorage
+from langgraph_memstate.storage.sqlite import SQLiteStorage
+
+__all__ = [
+    "Fact",
+    "InMemoryStorage",
+    "LogEntry",
+    "MemStateCheckpointer",
+    "MemStateError",
+    "MemStateStore",
+    "MemoryStore",
+    "SQLiteStorage",
+]

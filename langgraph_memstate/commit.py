@@ -1,0 +1,87 @@
+"""The writer: one thread that lands commits, many waiting callers that share a transaction.
+
+Callers put a commit in a queue and wait on its future. The thread takes whatever is waiting and applies it in one
+transaction, a savepoint each, so that concurrent callers share one fsync (group commit, DeWitt et al. 1984). A future
+resolves only after the transaction is durable.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from langgraph_memstate.errors import StorageClosedError
+from langgraph_memstate.storage.base import Commit, Storage
+
+_MAX_GROUP = 256  # bounds how long the first caller of a group waits for the last
+
+_Queued = tuple[Commit, "Future[None]"]
+
+
+class Writer:
+    """Lands commits of a storage in the order they were submitted."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="memstate-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, commit: Commit) -> Future[None]:
+        """Queue a commit. The future's error is of our tree, and says that nothing of the commit landed.
+
+        Cancelling the future does not take the commit back: its outcome is then unknown, but whole.
+        """
+        future: Future[None] = Future()
+        future.set_running_or_notify_cancel()
+        with self._lock:
+            if self._closed:
+                raise StorageClosedError("the memory is closed; open it again")
+            self._queue.put((commit, future))
+        return future
+
+    def close(self) -> None:
+        """Land what is queued, then stop. Idempotent."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            entry = self._queue.get()
+            if entry is None:
+                return
+            group, last = self._take_waiting(entry)
+            self._land(group)
+            if last:
+                return
+
+    def _take_waiting(self, first: _Queued) -> tuple[list[_Queued], bool]:
+        group = [first]
+        while len(group) < _MAX_GROUP:
+            try:
+                entry = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if entry is None:
+                return group, True
+            group.append(entry)
+        return group, False
+
+    def _land(self, group: Sequence[_Queued]) -> None:
+        try:
+            outcomes = self._storage.apply([commit for commit, _ in group])
+        except BaseException as error:  # whatever it is, the callers must learn of it
+            outcomes = [error] * len(group)
+        for (_, future), outcome in zip(group, outcomes, strict=True):
+            if outcome is None:
+                future.set_result(None)
+            else:
+                future.set_exception(outcome)

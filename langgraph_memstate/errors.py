@@ -1,0 +1,115 @@
+"""Every error this package raises on purpose.
+
+    MemStateError
+    +-- StorageError                  the database cannot do what was asked
+    |   +-- TransientError            may succeed when tried again
+    |   |   +-- CommitRaced       prepared from an outdated view; internal, tried again
+    |   +-- DatabaseOpenError         unknown URL, not a database, no access
+    |   |   +-- NewerSchemaError      written by a newer release
+    |   +-- ReadOnlyError             the database cannot be written
+    |   +-- DiskFullError             no space left
+    |   +-- StorageClosedError        used after close()
+    |   +-- CorruptRowError           bytes no writer of ours wrote
+    +-- SerializationError            a value that cannot be stored
+    +-- DeserializationError          a stored value whose type is unknown or refused
+    +-- NamespaceError, KeyTypeError  an address that cannot be stored
+    +-- FilterError                   a filter that cannot be evaluated
+    +-- SchemaError                   a value its Pydantic schema rejects
+    +-- VectorSyncError               the step was not committed: vectors could not follow
+    |   +-- EmbeddingError            the embedding model failed or returned nonsense
+    +-- IndexConfigError              dims, fields or collection do not fit together
+    +-- StagingError                  LangGraph's internals are not what this release expects
+
+Where a built-in exception has the same meaning (``ValueError``, ``TypeError``), the class derives from it too,
+so that code written against the upstream stores keeps catching it.
+"""
+
+from __future__ import annotations
+
+
+class MemStateError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class StorageError(MemStateError):
+    """The database could not do what was asked; nothing of the failed commit is visible."""
+
+
+class TransientError(StorageError):
+    """The same call may succeed later: the database was busy, or another process won a race."""
+
+
+class CommitRaced(TransientError):
+    """The commit was prepared from what the database held a moment ago; prepare it again."""
+
+
+class DatabaseOpenError(StorageError):
+    """The URL names no database this process can open."""
+
+
+class NewerSchemaError(DatabaseOpenError):
+    """A newer release of this package wrote the database; it is left untouched."""
+
+
+class ReadOnlyError(StorageError):
+    """The database cannot be written by this process."""
+
+
+class DiskFullError(StorageError):
+    """No space is left for the commit; it was rolled back."""
+
+
+class StorageClosedError(StorageError):
+    """The memory was used after `close()`."""
+
+
+class CorruptRowError(StorageError):
+    """A row holds bytes that no writer of this package wrote. It is never read as a wrong value."""
+
+
+class SerializationError(MemStateError, TypeError):
+    """A value cannot be stored; the message names the path inside it and its type."""
+
+
+class DeserializationError(MemStateError):
+    """A stored value cannot be loaded safely; the message names its type. It never becomes None."""
+
+
+class NamespaceError(MemStateError, ValueError):
+    """A namespace is not a non-empty tuple of non-empty strings."""
+
+
+class KeyTypeError(MemStateError, TypeError):
+    """A key or id is not a non-empty string."""
+
+
+class FilterError(MemStateError, ValueError):
+    """A filter uses an operator or operand that has no meaning."""
+
+
+class SchemaError(MemStateError, ValueError):
+    """A value its Pydantic schema rejects; nothing was written.
+
+    `where` is the namespace or channel, `output` the offending value, cut to a readable length.
+    """
+
+    def __init__(self, message: str, *, where: str = "", output: str = "") -> None:
+        super().__init__(message)
+        self.where = where
+        self.output = output
+
+
+class VectorSyncError(MemStateError):
+    """The vector database failed, so the commit was taken back; state, facts and vectors are as before."""
+
+
+class EmbeddingError(VectorSyncError):
+    """The embedding model failed or returned vectors of the wrong shape; nothing was written."""
+
+
+class IndexConfigError(MemStateError, ValueError):
+    """An index configuration is incomplete or contradicts what the database holds."""
+
+
+class StagingError(MemStateError, RuntimeError):
+    """The running LangGraph task cannot be found where this release of LangGraph keeps it."""

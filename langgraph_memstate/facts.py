@@ -1,0 +1,335 @@
+"""Facts, drafts and log entries: frozen value types, and how a namespace becomes one sortable string."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from langgraph_memstate.errors import (
+    CorruptRowError,
+    KeyTypeError,
+    NamespaceError,
+    SerializationError,
+)
+
+Namespace = tuple[str, ...]
+Operation = Literal["put", "delete"]
+IndexPaths = Literal[False] | tuple[str, ...] | None
+"""Which fields of a value are embedded: `None` the index's own, `False` none, or these paths."""
+
+_END = "\x1f"  # ends every label: a prefix is then a range that cannot confuse ("a",) with ("ab",)
+_AFTER_END = "\x20"
+_ESCAPE = "\x1b"
+_ESCAPES = {_ESCAPE: _ESCAPE + "e", _END: _ESCAPE + "u"}
+_UNESCAPES = {"e": _ESCAPE, "u": _END}
+
+
+# -- addresses ------------------------------------------------------------------------------------
+
+
+def check_namespace(namespace: object) -> Namespace:
+    """Return `namespace` as a tuple of non-empty strings; a plain string is one label.
+
+    Raises:
+        NamespaceError: it is neither, or a label is not valid Unicode.
+    """
+    labels = (namespace,) if isinstance(namespace, str) else namespace
+    if not isinstance(labels, tuple | list) or not labels:
+        raise NamespaceError(f"a namespace is a non-empty tuple of strings, not {namespace!r}")
+    for label in labels:
+        if not isinstance(label, str) or not label:
+            raise NamespaceError(
+                f"namespace {namespace!r}: label {label!r} is not a non-empty string"
+            )
+        if not _is_unicode(label):
+            raise NamespaceError(f"namespace {namespace!r}: {label!r} is not valid Unicode")
+    return tuple(labels)
+
+
+def check_key(key: object) -> str:
+    """Return `key` if it can address an item.
+
+    Raises:
+        KeyTypeError: it is not a non-empty string of valid Unicode.
+    """
+    if not isinstance(key, str) or not key or not _is_unicode(key):
+        raise KeyTypeError(f"a key is a non-empty string, not {key!r}")
+    return key
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def encode_namespace(namespace: Sequence[str]) -> str:
+    """One string for a namespace, in which every prefix of labels is a prefix of characters."""
+    return "".join(
+        "".join(_ESCAPES.get(char, char) for char in label) + _END for label in namespace
+    )
+
+
+def decode_namespace(encoded: str) -> Namespace:
+    """The inverse of `encode_namespace`."""
+    labels: list[str] = []
+    label: list[str] = []
+    chars = iter(encoded)
+    for char in chars:
+        if char == _END:
+            labels.append("".join(label))
+            label.clear()
+        elif char == _ESCAPE:
+            escaped = _UNESCAPES.get(next(chars, ""))
+            if escaped is None:
+                raise CorruptRowError(f"namespace {encoded!r} has an unknown escape")
+            label.append(escaped)
+        else:
+            label.append(char)
+    if label:
+        raise CorruptRowError(f"namespace {encoded!r} does not end with a terminator")
+    return tuple(labels)
+
+
+def namespace_range(prefix: Sequence[str]) -> tuple[str, str]:
+    """The half-open range of encoded namespaces that start with the labels of `prefix`."""
+    encoded = encode_namespace(prefix)
+    return (encoded, encoded[:-1] + _AFTER_END) if encoded else ("", "\U0010ffff")
+
+
+# -- versions -------------------------------------------------------------------------------------
+
+_version_lock = threading.Lock()
+_last_tick = 0
+
+
+def new_version() -> str:
+    """A UUIDv7 (RFC 9562, method 3: sub-millisecond precision), increasing within this process.
+
+    It exists before the commit, so a vector database can hold a version that SQL does not show yet.
+    """
+    global _last_tick
+    with _version_lock:
+        # 60 bits: milliseconds since 1970, then 12 bits of fraction.
+        nanoseconds = time.time_ns()
+        tick = (nanoseconds // 1_000_000) << 12 | (nanoseconds % 1_000_000 * 4096 // 1_000_000)
+        _last_tick = max(tick, _last_tick + 1)
+        tick = _last_tick
+    random = int.from_bytes(os.urandom(8), "big") & ((1 << 62) - 1)
+    bits = (tick >> 12) << 80 | 0x7 << 76 | (tick & 0xFFF) << 64 | 0b10 << 62 | random
+    return str(UUID(int=bits))
+
+
+# -- values ---------------------------------------------------------------------------------------
+
+
+def encode_value(value: Mapping[str, Any]) -> str:
+    """The value as JSON text, exactly: what comes back equals what went in (tuples become lists).
+
+    Raises:
+        SerializationError: something in it is not JSON; the message names the path.
+    """
+    if not isinstance(value, Mapping):
+        raise SerializationError(f"a value is a dict with string keys, not {type(value).__name__}")
+    problem = _not_json(value, "$", 0)
+    if problem:
+        raise SerializationError(problem)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=dict)
+
+
+_MAX_DEPTH = 200
+
+
+def _not_json(value: object, path: str, depth: int) -> str | None:
+    """Why `value` cannot be stored as JSON without changing, or None."""
+    kind = type(value)
+    if kind is str:
+        return None if _is_unicode(value) else f"{path} is not valid Unicode"  # type: ignore[arg-type]
+    if kind is int or kind is bool or value is None:
+        return None
+    if kind is float:
+        finite = math.isfinite(value)  # type: ignore[arg-type]
+        return None if finite else f"{path} is {value!r}, which JSON has no number for"
+    if depth > _MAX_DEPTH:
+        return f"{path} is nested deeper than {_MAX_DEPTH} levels"
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if type(key) is not str or not _is_unicode(key):
+                return f"{path} has the key {key!r}; JSON keys are strings"
+            if problem := _not_json(inner, f"{path}.{key}", depth + 1):
+                return problem
+        return None
+    if isinstance(value, list | tuple):
+        for position, inner in enumerate(value):
+            if problem := _not_json(inner, f"{path}[{position}]", depth + 1):
+                return problem
+        return None
+    return (
+        f"{path} is a {kind.__module__}.{kind.__qualname__}, which JSON cannot hold; "
+        "store a string, number, list or dict (for a Pydantic model: model_dump(mode='json'))"
+    )
+
+
+def decode_value(text: str) -> dict[str, Any]:
+    """The inverse of `encode_value`."""
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CorruptRowError(f"a stored value is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CorruptRowError(f"a stored value is a {type(value).__name__}, not an object")
+    return value
+
+
+# -- facts ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a memory write came from; every field is None outside a graph step."""
+
+    thread_id: str | None = None
+    checkpoint_ns: str | None = None
+    checkpoint_id: str | None = None
+    task_id: str | None = None
+    node: str | None = None
+    run_id: str | None = None
+    actor: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One memory write on its way to the log: complete but for its place in the sequence.
+
+    `value` is JSON text (None for a delete), `ttl` minutes, `ts` seconds since 1970.
+    """
+
+    version: str
+    namespace: Namespace
+    key: str
+    op: Operation
+    value: str | None
+    type: str | None = None
+    index: IndexPaths = None
+    ttl: float | None = None
+    schema: str | None = None
+    schema_version: int | None = None
+    ts: float = field(default_factory=time.time)
+    origin: Origin = Origin()
+
+    @property
+    def address(self) -> tuple[Namespace, str]:
+        return self.namespace, self.key
+
+    def dumps(self) -> str:
+        """JSON text for the staging table; `loads` reads it back."""
+        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "origin"}
+        record["origin"] = [getattr(self.origin, f.name) for f in fields(Origin)]
+        return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def loads(cls, text: str) -> Draft:
+        try:
+            record = json.loads(text)
+            record["namespace"] = check_namespace(record["namespace"])
+            if isinstance(record["index"], list):
+                record["index"] = tuple(record["index"])
+            record["origin"] = Origin(*record["origin"])
+            return cls(**record)
+        except (TypeError, ValueError, KeyError) as error:
+            raise CorruptRowError(f"a staged memory write cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The current version of one (namespace, key), as the storage holds it. Times are seconds since 1970."""
+
+    namespace: Namespace
+    key: str
+    version: str
+    value: str
+    created_at: float
+    updated_at: float
+    seq: int = 0
+    expires_at: float | None = None
+    ttl: float | None = None
+    type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A typed, versioned record of memory.
+
+    Without `namespace` it lives in `(type,)`; `id` is its key there (made when absent). The fields after
+    `namespace` are provenance: `commit` reads `thread_id`, `actor` and `reason`, the rest is filled in by reads.
+    """
+
+    type: str
+    payload: Mapping[str, Any]
+    id: str = field(default_factory=new_version)
+    namespace: Namespace | None = None
+    thread_id: str | None = None
+    actor: str | None = None
+    reason: str | None = None
+    version: str | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    score: float | None = None
+
+    @property
+    def address(self) -> tuple[Namespace, str]:
+        """The (namespace, key) of the store item this fact is."""
+        namespace = (self.type,) if self.namespace is None else self.namespace
+        return check_namespace(namespace), check_key(self.id)
+
+    @classmethod
+    def of(cls, record: Record, score: float | None = None) -> Fact:
+        """The fact that a stored record is; one that LangGraph's store wrote has its last label as type."""
+        return cls(
+            type=record.type or record.namespace[-1],
+            payload=decode_value(record.value),
+            id=record.key,
+            namespace=record.namespace,
+            version=record.version,
+            created_at=datetime.fromtimestamp(record.created_at, UTC),
+            updated_at=datetime.fromtimestamp(record.updated_at, UTC),
+            score=score,
+        )
+
+    def with_version(self, version: str) -> Fact:
+        return replace(self, version=version)
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One entry of the append-only log. `value` is None for a delete, `ts` is aware UTC."""
+
+    seq: int
+    version: str
+    op: Operation
+    namespace: Namespace
+    key: str
+    value: dict[str, Any] | None
+    supersedes: str | None
+    thread_id: str | None
+    checkpoint_ns: str | None
+    checkpoint_id: str | None
+    task_id: str | None
+    node: str | None
+    run_id: str | None
+    actor: str | None
+    reason: str | None
+    schema: str | None
+    schema_version: int | None
+    ts: datetime

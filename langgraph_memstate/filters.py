@@ -1,0 +1,107 @@
+"""Filters over values, compared by type: 9 < 10 everywhere, a number never equals a string or a boolean.
+
+A filter maps fields to values or to operators: ``{"kind": "note", "score": {"$gte": 3}}``. A dict without operators
+matches the fields it names, at any depth; a list matches a list of the same length. `$eq` and `$ne` compare whole
+values. A missing field compares as None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from langgraph_memstate.errors import FilterError
+
+Predicate = Callable[[Mapping[str, Any]], bool]
+
+
+def compile_filter(filter: Mapping[str, Any] | None) -> Predicate | None:
+    """A function that says whether a value matches; None for no filter.
+
+    Raises:
+        FilterError: an operator is unknown or its operand cannot be compared.
+    """
+    if filter is None:
+        return None
+    if not isinstance(filter, Mapping):
+        raise FilterError(f"a filter is a dict from fields to values, not {type(filter).__name__}")
+    _check(filter, "filter")
+    if not filter:
+        return None
+    return lambda value: all(_matches(value.get(key), wanted) for key, wanted in filter.items())
+
+
+def _check(wanted: Any, path: str) -> None:
+    if isinstance(wanted, Mapping):
+        operators = [key for key in wanted if isinstance(key, str) and key.startswith("$")]
+        for key, inner in wanted.items():
+            if not isinstance(key, str):
+                raise FilterError(f"{path}: field {key!r} is not a string")
+            if operators and key not in _OPERATORS:
+                known = ", ".join(_OPERATORS)
+                raise FilterError(f"{path}: unknown operator {key!r}; there are {known}")
+            if key in _ORDERED and not isinstance(inner, int | float | str):
+                raise FilterError(f"{path}: {key} compares numbers or strings, not {inner!r}")
+            if not operators:
+                _check(inner, f"{path}.{key}")
+    elif isinstance(wanted, list | tuple):
+        for position, inner in enumerate(wanted):
+            _check(inner, f"{path}[{position}]")
+    elif wanted is not None and not isinstance(wanted, str | int | float | bool):
+        raise FilterError(f"{path}: {wanted!r} is not a JSON value")
+
+
+def _matches(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, Mapping):
+        if any(key.startswith("$") for key in wanted):
+            return all(_OPERATORS[op](value, operand) for op, operand in wanted.items())
+        return isinstance(value, Mapping) and all(
+            _matches(value.get(key), inner) for key, inner in wanted.items()
+        )
+    if isinstance(wanted, list | tuple):
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == len(wanted)
+            and all(map(_matches, value, wanted))
+        )
+    return _equal(value, wanted)
+
+
+def _equal(left: Any, right: Any) -> bool:
+    """Equality of JSON values: 1 equals 1.0, and neither equals True."""
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(_equal(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    return bool(left == right)
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    return "string" if isinstance(value, str) else None
+
+
+def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    def operator(value: Any, operand: Any) -> bool:
+        kind = _kind(value)
+        return kind is not None and kind == _kind(operand) and compare(value, operand)
+
+    return operator
+
+
+_ORDERED: dict[str, Callable[[Any, Any], bool]] = {
+    "$gt": _ordered(lambda value, operand: value > operand),
+    "$gte": _ordered(lambda value, operand: value >= operand),
+    "$lt": _ordered(lambda value, operand: value < operand),
+    "$lte": _ordered(lambda value, operand: value <= operand),
+}
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "$eq": _equal,
+    "$ne": lambda value, operand: not _equal(value, operand),
+    **_ORDERED,
+}

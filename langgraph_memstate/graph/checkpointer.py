@@ -1,0 +1,463 @@
+"""The LangGraph checkpointer: a checkpoint and the memory writes of the step that made it are one commit."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+    get_checkpoint_id,
+    get_serializable_checkpoint_metadata,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from langgraph_memstate.errors import CommitRaced, CorruptRowError, SerializationError
+from langgraph_memstate.facts import Draft
+from langgraph_memstate.filters import compile_filter
+from langgraph_memstate.graph import pregel
+from langgraph_memstate.graph.codec import MemStateSerializer
+from langgraph_memstate.graph.opening import Opening, ready
+from langgraph_memstate.graph.staging import Landing, Part, Staging
+from langgraph_memstate.memory import MemoryStore
+from langgraph_memstate.storage.base import (
+    Blob,
+    Commit,
+    CopyThread,
+    DeleteCheckpoints,
+    DeleteRuns,
+    DeleteThread,
+    Drain,
+    Op,
+    PutCheckpoint,
+    PutWrites,
+    Stage,
+    StagedDraft,
+    StepKey,
+    StoredCheckpoint,
+    Unstage,
+    WriteRow,
+)
+
+_PAGE = 50  # checkpoints that `list` reads at a time: no snapshot is open while it yields
+_RACES = 8  # how often a commit is prepared anew when the database moved under it
+
+Manifest = Mapping[str, tuple[Any, str]]
+"""channel -> (its version, the id of its value)"""
+
+
+class MemStateCheckpointer(BaseCheckpointSaver[str]):
+    """Saves thread state in a `MemoryStore`, and lands each step's memory writes with it.
+
+    Sync and async, in one class. `serde` replaces the safe default serializer (`MemStateSerializer`).
+    """
+
+    def __init__(self, memory: MemoryStore, *, serde: SerializerProtocol | None = None) -> None:
+        super().__init__(serde=serde or MemStateSerializer())
+        self.memory = memory
+        self._staging = cast(Staging, memory.join_steps(Staging))
+        self._manifests = _Manifests()
+
+    @classmethod
+    def from_conn_string(cls, url: str, *, serde: SerializerProtocol | None = None, **options: Any) -> Opening[Any]:
+        """A context manager, sync and async, over a checkpointer with a memory of its own.
+
+        `options` are those of `MemoryStore.open`; the memory closes with the context.
+        """
+        return Opening(lambda: MemoryStore.open(url, **options), lambda memory: cls(memory, serde=serde))
+
+    def setup(self) -> Any:
+        """Nothing is left to do once the memory is open. May be called or awaited, as upstream's."""
+        return ready()
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The checkpoint that `config` names, or the latest of its thread and namespace.
+
+        Raises:
+            DeserializationError: a value's type is unknown or refused; the message names it.
+            CorruptRowError: the row is not what a checkpointer wrote.
+        """
+        self._staging.begin(config)
+        configurable = config["configurable"]
+        with self.memory.storage.snapshot() as reader:
+            stored = reader.checkpoint(
+                str(configurable["thread_id"]), configurable.get("checkpoint_ns", ""), get_checkpoint_id(config)
+            )
+        return None if stored is None else self._load(stored)
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """Checkpoints, newest first: of a thread, a namespace, or everything.
+
+        `filter` compares metadata by type, with the operators of the store's filters.
+        """
+        matches = compile_filter(filter)
+        configurable = config["configurable"] if config else {}
+        thread_id = configurable.get("thread_id")
+        cursor: tuple[str, str, str] | str | None = get_checkpoint_id(before) if before else None
+        left = limit
+        while left is None or left > 0:
+            with self.memory.storage.snapshot() as reader:
+                page = reader.checkpoints(
+                    thread_id=None if thread_id is None else str(thread_id),
+                    checkpoint_ns=configurable.get("checkpoint_ns"),
+                    checkpoint_id=get_checkpoint_id(config) if config else None,
+                    before=cursor,
+                    limit=_PAGE if left is None or matches else min(left, _PAGE),
+                )
+            for stored in page:
+                if matches is None or matches(_metadata(stored)):
+                    yield self._load(stored)
+                    left = None if left is None else left - 1
+                    if left == 0:
+                        return
+            if len(page) < _PAGE:
+                return
+            last = page[-1].step
+            cursor = (last.checkpoint_id, last.thread_id, last.checkpoint_ns)
+
+    def _load(self, stored: StoredCheckpoint) -> CheckpointTuple:
+        step = stored.step
+        head = self.serde.loads_typed(stored.head)
+        if not isinstance(head, dict):
+            raise CorruptRowError(f"checkpoint {step.checkpoint_id} is a {type(head).__name__}, not a dict")
+        values = {channel: self.serde.loads_typed(value) for channel, value in stored.values.items()}
+        checkpoint = cast(Checkpoint, {**head, "channel_values": values})
+        self._manifests.remember(step, _manifest(checkpoint, stored.manifest))
+        parent = None if stored.parent_id is None else step._replace(checkpoint_id=stored.parent_id)
+        return CheckpointTuple(
+            config=_config(step),
+            checkpoint=checkpoint,
+            metadata=cast(CheckpointMetadata, _metadata(stored)),
+            parent_config=None if parent is None else _config(parent),
+            pending_writes=[
+                (write.task_id, write.channel, self.serde.loads_typed(write.value)) for write in stored.writes
+            ],
+        )
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Commit a checkpoint. One that ends a step lands the step's memory writes in the same transaction.
+
+        Raises:
+            VectorSyncError: the index failed; nothing was committed, and a resume does not run the tasks again.
+        """
+        step = _step(config, checkpoint["id"])
+        parent = None if (parent_id := get_checkpoint_id(config)) is None else _step(config, parent_id)
+        put = self._encode(config, step, parent, checkpoint, metadata, new_versions)
+        landing = Landing()
+        if metadata.get("source") == "loop":
+            landing = self._staging.landing(config, step, parent_id)
+        for attempt in range(_RACES):
+            drafts, before = self._prepare(config, step, parent, checkpoint, metadata, landing, fresh=attempt == 0)
+            try:
+                self.memory.land(drafts, before, (put,)).result()
+            except CommitRaced:
+                if attempt + 1 == _RACES:
+                    raise
+                self._manifests.forget(step.thread_id)
+                put = self._encode(config, step, None, checkpoint, metadata, new_versions)
+            else:
+                break
+        self._staging.landed(config, step, parent_id, landing)
+        self._manifests.remember(step, _manifest(checkpoint, put.manifest))
+        return _config(step)
+
+    def _prepare(
+        self,
+        config: RunnableConfig,
+        step: StepKey,
+        parent: StepKey | None,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        landing: Landing,
+        *,
+        fresh: bool,
+    ) -> tuple[tuple[Draft, ...], Commit]:
+        """The drafts a checkpoint lands, and what happens to the work that is staged on its parent.
+
+        On the first try (`fresh`), only what this process staged is considered: a step that was never interrupted has
+        nothing else, and the commit itself finds out if it had.
+        """
+        if metadata.get("source") != "loop":
+            return (), (() if parent is None else (Unstage(parent),))
+        parts = list(landing.parts)
+        before: list[Op] = []
+        if parent is not None:
+            expected = {part.draft.version for part in parts}
+            rows, stored = ([], None) if fresh else self._staged_on(parent)
+            if rows and pregel.saves_at_exit(config) and not self._was_resumed(stored, checkpoint):
+                before.append(Unstage(parent))  # the run had new input, which dropped the unfinished step
+            else:
+                # A task that ran in this process is accounted for by what it staged here.
+                parts += [
+                    Part(parent.checkpoint_id, row.task_path, row.draft)
+                    for row in rows
+                    if row.task_id not in landing.tasks
+                ]
+                parts.sort(key=lambda part: part[:2])  # stable: a task's writes stay in their order
+                expected |= {row.draft.version for row in rows}
+            before.append(Drain(parent, frozenset(expected)))
+        lands_as = {"checkpoint_ns": step.checkpoint_ns, "checkpoint_id": step.checkpoint_id}
+        drafts = (replace(part.draft, origin=replace(part.draft.origin, **lands_as)) for part in parts)
+        return tuple(drafts), tuple(before)
+
+    def _staged_on(self, parent: StepKey) -> tuple[Sequence[StagedDraft], StoredCheckpoint | None]:
+        with self.memory.storage.snapshot() as reader:
+            return reader.staged(parent), reader.checkpoint(*parent)
+
+    def _was_resumed(self, parent: StoredCheckpoint | None, checkpoint: Checkpoint) -> bool:
+        if parent is None:
+            return False
+        versions = self.serde.loads_typed(parent.head)["channel_versions"]
+        return pregel.resumed_from(checkpoint["versions_seen"], versions)
+
+    def _encode(
+        self,
+        config: RunnableConfig,
+        step: StepKey,
+        parent: StepKey | None,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> PutCheckpoint:
+        """The rows of a checkpoint. A channel that kept its version since `parent` refers to the stored value."""
+        known = self._manifests.recall(parent) if parent is not None else {}
+        versions = checkpoint["channel_versions"]
+        manifest: dict[str, str] = {}
+        values: dict[str, Blob] = {}
+        for channel, value in checkpoint["channel_values"].items():
+            version, value_id = known.get(channel, (None, None))
+            if value_id is None or channel in new_versions or version != versions.get(channel):
+                blob = Blob(*self.serde.dumps_typed(value))
+                value_id = blake2b(blob.type.encode() + b"\0" + blob.data, digest_size=16).hexdigest()
+                values[value_id] = blob
+            manifest[channel] = value_id
+        head = {name: part for name, part in checkpoint.items() if name != "channel_values"}
+        described = get_serializable_checkpoint_metadata(config, metadata)
+        run_id = described.get("run_id")
+        return PutCheckpoint(
+            step=step,
+            parent_id=get_checkpoint_id(config),
+            head=Blob(*self.serde.dumps_typed(head)),
+            metadata=_dump_metadata(described),
+            run_id=None if run_id is None else str(run_id),
+            manifest=manifest,
+            values=values,
+        )
+
+    def put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Save a task's pending writes, and with them its memory writes if it finished. Idempotent."""
+        step = _step(config, str(config["configurable"]["checkpoint_id"]))
+        drafts = self._staging.finished(config, step, task_id, writes)
+        rows = tuple(
+            WriteRow(WRITES_IDX_MAP.get(channel, position), channel, Blob(*self.serde.dumps_typed(value)))
+            for position, (channel, value) in enumerate(pregel.without_tokens(writes))
+        )
+        ops: list[Op] = [PutWrites(step, task_id, task_path, rows)]
+        if pregel.unfinished(writes):
+            ops.append(Unstage(step, task_id))
+        elif drafts:
+            ops.append(Stage(step, task_id, task_path, drafts))
+        self.memory.land((), tuple(ops)).result()
+
+    def get_next_version(self, current: str | int | float | None, channel: None) -> str:
+        """Versions sort by time; a random part keeps branches of a fork apart."""
+        number = 0 if current is None else int(str(current).partition(".")[0])
+        return f"{number + 1:032}.{random.random():016}"
+
+    # -- upkeep -------------------------------------------------------------------------------------
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Delete a thread's checkpoints, values, writes and staged work. Facts are not thread state and stay."""
+        self._change(DeleteThread(str(thread_id)), str(thread_id))
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints of these runs. A `DeltaChannel` whose history crosses them loses it."""
+        self._change(DeleteRuns(tuple(map(str, run_ids))))
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a thread's checkpoints and pending writes, with their ids, to another thread."""
+        self._change(CopyThread(str(source_thread_id), str(target_thread_id)), str(target_thread_id))
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Delete all checkpoints of threads (``"delete"``), or all but the latest of each namespace.
+
+        What a `DeltaChannel` of the latest checkpoint is rebuilt from stays too.
+        """
+        if strategy not in ("keep_latest", "delete"):
+            raise ValueError(f"strategy is 'keep_latest' or 'delete', not {strategy!r}")
+        for thread_id in map(str, thread_ids):
+            if strategy == "delete":
+                self.delete_thread(thread_id)
+            elif doomed := self._prunable(thread_id):
+                self._change(DeleteCheckpoints(doomed), thread_id)
+
+    def _prunable(self, thread_id: str) -> tuple[StepKey, ...]:
+        with self.memory.storage.snapshot() as reader:
+            stored = reader.checkpoints(
+                thread_id=thread_id, checkpoint_ns=None, checkpoint_id=None, before=None, limit=-1
+            )
+        by_step = {row.step: row for row in stored}
+        latest: dict[str, StoredCheckpoint] = {}
+        for row in stored:  # newest first
+            latest.setdefault(row.step.checkpoint_ns, row)
+        kept: set[StepKey] = set()
+        for row in latest.values():
+            kept.add(row.step)
+            kept |= self._delta_ancestors(row, by_step)
+        return tuple(step for step in by_step if step not in kept)
+
+    @staticmethod
+    def _delta_ancestors(row: StoredCheckpoint, by_step: Mapping[StepKey, StoredCheckpoint]) -> set[StepKey]:
+        """The checkpoints back to the nearest stored value of every delta channel that has none here."""
+        rebuilt = set(_metadata(row).get("counters_since_delta_snapshot") or ()) - row.manifest.keys()
+        needed: set[StepKey] = set()
+        cursor: StoredCheckpoint | None = row
+        while rebuilt and cursor is not None and cursor.parent_id is not None:
+            cursor = by_step.get(cursor.step._replace(checkpoint_id=cursor.parent_id))
+            if cursor is not None:
+                needed.add(cursor.step)
+                rebuilt -= cursor.manifest.keys()
+        return needed
+
+    def _change(self, op: Op, thread_id: str | None = None) -> None:
+        self._manifests.forget(thread_id)
+        self.memory.land((), (op,)).result()
+        self._manifests.forget(thread_id)
+
+    # -- the async face: the same calls, awaited ----------------------------------------------------
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        return await self.memory.run(self.get_tuple, config)
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        found = self.list(config, filter=filter, before=before, limit=limit)
+        while (one := await self.memory.run(next, found, None)) is not None:
+            yield one
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        return await self.memory.run(self.put, config, checkpoint, metadata, new_versions)
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        await self.memory.run(self.put_writes, config, writes, task_id, task_path)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        await self.memory.run(self.delete_thread, thread_id)
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        await self.memory.run(self.delete_for_runs, run_ids)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        await self.memory.run(self.copy_thread, source_thread_id, target_thread_id)
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        await self.memory.run(self.prune, thread_ids, strategy=strategy)
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        return await self.memory.run(self.get_delta_channel_history, config=config, channels=channels)
+
+
+class _Manifests:
+    """Which stored value each channel of a recent checkpoint refers to; clones of a checkpointer share it."""
+
+    _SIZE = 4096
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[StepKey, Manifest] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def recall(self, step: StepKey) -> Manifest:
+        with self._lock:
+            return self._known.get(step, {})
+
+    def remember(self, step: StepKey, manifest: Manifest) -> None:
+        with self._lock:
+            self._known[step] = manifest
+            self._known.move_to_end(step)
+            while len(self._known) > self._SIZE:
+                self._known.popitem(last=False)
+
+    def forget(self, thread_id: str | None) -> None:
+        """Forget a thread, or everything."""
+        with self._lock:
+            for step in [step for step in self._known if thread_id in (None, step.thread_id)]:
+                del self._known[step]
+
+
+def _step(config: RunnableConfig, checkpoint_id: str) -> StepKey:
+    configurable = config["configurable"]
+    return StepKey(str(configurable["thread_id"]), configurable.get("checkpoint_ns", ""), checkpoint_id)
+
+
+def _manifest(checkpoint: Checkpoint, value_ids: Mapping[str, str]) -> Manifest:
+    versions = checkpoint["channel_versions"]
+    return {channel: (versions.get(channel), value_id) for channel, value_id in value_ids.items()}
+
+
+def _config(step: StepKey) -> RunnableConfig:
+    return {"configurable": step._asdict()}
+
+
+def _metadata(stored: StoredCheckpoint) -> dict[str, Any]:
+    try:
+        metadata = json.loads(stored.metadata)
+    except ValueError as error:
+        raise CorruptRowError(f"checkpoint {stored.step.checkpoint_id}: its metadata is not JSON") from error
+    if not isinstance(metadata, dict):
+        raise CorruptRowError(f"checkpoint {stored.step.checkpoint_id}: its metadata is not an object")
+    return metadata
+
+
+def _dump_metadata(metadata: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(metadata, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise SerializationError(f"checkpoint metadata cannot be stored as JSON: {error}") from error

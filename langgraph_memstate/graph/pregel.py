@@ -1,0 +1,241 @@
+"""All we know of LangGraph's internals: where a running task is, and how its write set is read.
+
+Written against LangGraph 1.2.22. Each task runs with a config whose `configurable` carries the task's own read and
+send functions. The read function is a `functools.partial` that holds the task's `PregelTaskWrites`, and with it the
+write set: cleared when the task is retried, dropped when it fails, applied when its step ends. A memory write leaves a
+marker there under `__no_writes__`, a channel that LangGraph skips when it applies writes.
+
+A subgraph's tasks do not know the task they run inside of. LangGraph asks a store for its truth value once as it enters
+a graph (`Runtime.merge`), in the context of whoever invokes it; `enter_graph` notes the invoking task there.
+
+Where something is not as expected, `StagingError` is raised at the first write: nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import var_child_runnable_config
+from langgraph._internal._constants import (
+    CONF,
+    CONFIG_KEY_CHECKPOINT_MAP,
+    CONFIG_KEY_CHECKPOINT_NS,
+    CONFIG_KEY_CHECKPOINTER,
+    CONFIG_KEY_DURABILITY,
+    CONFIG_KEY_READ,
+    CONFIG_KEY_RUNTIME,
+    CONFIG_KEY_SEND,
+    CONFIG_KEY_TASK_ID,
+    ERROR,
+    INTERRUPT,
+    NO_WRITES,
+    NS_SEP,
+    PUSH,
+    RETURN,
+)
+from langgraph.pregel._algo import task_path_str
+from langgraph.runtime import RunControl, Runtime
+
+from langgraph_memstate.errors import StagingError
+
+WriteSet = deque[tuple[str, Any]]
+
+_TOKEN_PREFIX = "memstate:"
+_ADVICE = "this release of LangGraph keeps its tasks elsewhere; use the LangGraph version this package was tested with"
+
+
+def new_token() -> str:
+    """A marker for one staged batch: a plain string, since LangGraph may serialise it into a node cache."""
+    return _TOKEN_PREFIX + uuid4().hex
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunningTask:
+    """One task of a running step, as seen from inside its node."""
+
+    run: RunControl
+    """one object for the whole run, shared by the subgraphs it runs"""
+    thread_id: str
+    graph_ns: str
+    """the namespace of the graph the task belongs to"""
+    checkpoint_id: str
+    """the checkpoint its step starts from"""
+    task_id: str
+    task_ns: str
+    path: str
+    caller: str | None
+    """the path of the task that called this one through the functional API"""
+    node: str
+    run_id: str | None
+    writes: WriteSet = field(repr=False)
+    send: Callable[[Sequence[tuple[str, Any]]], None] = field(repr=False)
+    saver: Any = field(repr=False)
+    inside: RunningTask | None = None
+    """the task that invoked this task's graph"""
+
+    @property
+    def chain(self) -> tuple[RunningTask, ...]:
+        """This task, then the tasks it runs inside of."""
+        return (self,) if self.inside is None else (self, *self.inside.chain)
+
+    def mark(self, token: str) -> None:
+        """Leave a marker in the write set; one that comes after the attempt timed out has no effect."""
+        self.send([(NO_WRITES, token)])
+
+
+# -- from inside a node -----------------------------------------------------------------------------
+
+_invoker: ContextVar[RunningTask | None] = ContextVar("memstate_invoker", default=None)
+
+
+def enter_graph() -> None:
+    """Note the running task, if any, as the one that the graph being entered runs inside of."""
+    task = running_task()
+    if task is not None:
+        _invoker.set(task)
+
+
+def running_task() -> RunningTask | None:
+    """The task of the node we are in; None outside a graph.
+
+    Raises:
+        StagingError: there is one, and its write set is not where this release of LangGraph keeps it.
+    """
+    config = var_child_runnable_config.get()
+    configurable: Mapping[str, Any] = (config or {}).get(CONF) or {}
+    if CONFIG_KEY_TASK_ID not in configurable or CONFIG_KEY_READ not in configurable:
+        return None
+    read, send = configurable[CONFIG_KEY_READ], configurable.get(CONFIG_KEY_SEND)
+    saver = configurable.get(CONFIG_KEY_CHECKPOINTER)
+    if not isinstance(read, functools.partial) or len(read.args) < 4 or not callable(send):
+        raise StagingError(f"the running task's read and send functions have another shape: {_ADVICE}")
+    own = read.args[3]
+    writes, path = getattr(own, "writes", None), getattr(own, "path", None)
+    if not isinstance(writes, deque) or not isinstance(path, tuple):
+        raise StagingError(f"the running task's write set is not in its read function: {_ADVICE}")
+    task_ns = configurable.get(CONFIG_KEY_CHECKPOINT_NS) or ""
+    graph_ns = task_ns.rpartition(NS_SEP)[0]
+    checkpoint_id = (configurable.get(CONFIG_KEY_CHECKPOINT_MAP) or {}).get(graph_ns)
+    run = _run_control(configurable)
+    if checkpoint_id is None or run is None:
+        raise StagingError(f"the running task does not say which checkpoint it starts from: {_ADVICE}")
+    return RunningTask(
+        run=run,
+        thread_id=str(configurable.get("thread_id", "")),
+        graph_ns=graph_ns,
+        checkpoint_id=checkpoint_id,
+        task_id=configurable[CONFIG_KEY_TASK_ID],
+        task_ns=task_ns,
+        path=task_path_str(path),
+        caller=task_path_str(path[1]) if path[0] == PUSH and path[-1] is True else None,
+        node=own.name,
+        run_id=_run_id(config),
+        writes=writes,
+        send=send,
+        saver=saver,
+        inside=_invoking_task(graph_ns, configurable) if graph_ns else None,
+    )
+
+
+def _invoking_task(graph_ns: str, configurable: Mapping[str, Any]) -> RunningTask:
+    """The task a subgraph runs inside of: the nearest noted one that is on this subgraph's checkpoint map."""
+    checkpoint_map = configurable[CONFIG_KEY_CHECKPOINT_MAP]
+    task = _invoker.get()
+    while task is not None:
+        if task.graph_ns != graph_ns and checkpoint_map.get(task.graph_ns) == task.checkpoint_id:
+            return task
+        task = task.inside
+    raise StagingError(f"the task that runs subgraph {graph_ns!r} is unknown: {_ADVICE}")
+
+
+def _run_control(configurable: Mapping[str, Any]) -> RunControl | None:
+    runtime = configurable.get(CONFIG_KEY_RUNTIME)
+    control = runtime.control if isinstance(runtime, Runtime) else None
+    return control if isinstance(control, RunControl) else None
+
+
+def _run_id(config: RunnableConfig | None) -> str | None:
+    run_id = ((config or {}).get("metadata") or {}).get("run_id")
+    return None if run_id is None else str(run_id)
+
+
+# -- write sets -------------------------------------------------------------------------------------
+
+
+def tokens(writes: Iterable[tuple[str, Any]]) -> list[str]:
+    """The markers among a task's writes, in order."""
+    return [
+        value
+        for channel, value in writes
+        if channel == NO_WRITES and isinstance(value, str) and value.startswith(_TOKEN_PREFIX)
+    ]
+
+
+def without_tokens(writes: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """A task's writes as LangGraph would have made them without us.
+
+    A finished task always leaves one output write, or LangGraph would run it again; a failed one must not gain any.
+    """
+    marked = set(tokens(writes))
+    kept = [(channel, value) for channel, value in writes if not (channel == NO_WRITES and value in marked)]
+    if marked and not unfinished(writes) and not any(channel not in _CONTROL for channel, _ in kept):
+        kept.append((NO_WRITES, None))
+    return kept
+
+
+_CONTROL = frozenset((ERROR, INTERRUPT, "__resume__", "__error_source_node__"))
+
+
+def failed(writes: Iterable[tuple[str, Any]]) -> bool:
+    """Whether a write set is of a task that failed or was cancelled."""
+    return any(channel == ERROR for channel, _ in writes)
+
+
+def unfinished(writes: Iterable[tuple[str, Any]]) -> bool:
+    """Whether saved writes are of a task that failed, was cancelled, or waits at an interrupt."""
+    return any(channel in (ERROR, INTERRUPT) for channel, _ in writes)
+
+
+def returned(writes: Iterable[tuple[str, Any]]) -> bool:
+    """Whether a task of the functional API has finished."""
+    return any(channel == RETURN for channel, _ in writes)
+
+
+def call_prefix(path: str) -> str:
+    """How the paths of the tasks begin that the task at `path` calls through the functional API."""
+    return f"~{PUSH}, {path}, "
+
+
+# -- from inside a saver ----------------------------------------------------------------------------
+
+
+def run_of(config: RunnableConfig) -> RunControl | None:
+    """The run a saver is called by; None for a call that no run makes, such as `update_state`."""
+    return _run_control(config.get(CONF) or {})
+
+
+def run_anchor(config: RunnableConfig) -> object | None:
+    """An object that lives as long as the run's config and can be referred to weakly."""
+    runtime = (config.get(CONF) or {}).get(CONFIG_KEY_RUNTIME)
+    return runtime.stream_writer if isinstance(runtime, Runtime) else None
+
+
+def saves_at_exit(config: RunnableConfig) -> bool:
+    """Whether the run saves only when it ends (``durability="exit"``)."""
+    return (config.get(CONF) or {}).get(CONFIG_KEY_DURABILITY) == "exit"
+
+
+def resumed_from(versions_seen: Mapping[str, Mapping[str, Any]], versions: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was reached by resuming from one with these channel versions, not by new input.
+
+    A resume marks every channel of the checkpoint it starts from as seen, under the interrupt's name.
+    """
+    seen = versions_seen.get(INTERRUPT, {})
+    return all(seen.get(channel) == version for channel, version in versions.items())

@@ -1,0 +1,253 @@
+"""The LangGraph store: long-term memory whose writes land with the step that made them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from langgraph.store.base import (
+    BaseStore,
+    GetOp,
+    InvalidNamespaceError,
+    Item,
+    ListNamespacesOp,
+    MatchCondition,
+    Op,
+    PutOp,
+    Result,
+    SearchItem,
+    SearchOp,
+    TTLConfig,
+)
+
+from langgraph_memstate.errors import FilterError, NamespaceError
+from langgraph_memstate.facts import Draft, IndexPaths, Namespace, Record, check_key, check_namespace, decode_value
+from langgraph_memstate.filters import compile_filter
+from langgraph_memstate.graph import pregel
+from langgraph_memstate.graph.opening import Opening, ready
+from langgraph_memstate.graph.staging import Staging
+from langgraph_memstate.memory import MemoryStore
+from langgraph_memstate.reading import View
+
+logger = logging.getLogger("langgraph_memstate")
+
+
+class InvalidMemoryNamespace(NamespaceError, InvalidNamespaceError):
+    """A namespace LangGraph refuses; an error of both trees."""
+
+
+class MemStateStore(BaseStore):
+    """Long-term memory in a `MemoryStore`. Sync and async, in one class.
+
+    Inside a node of a graph that the same memory checkpoints, writes join the running step; elsewhere each batch is one
+    commit. Reads inside a node see what the node itself and earlier steps of its run wrote.
+
+    Args:
+        index: LangGraph's `IndexConfig`, where the memory has none yet.
+        ttl: LangGraph's `TTLConfig`: `default_ttl` (minutes), `refresh_on_read`, `sweep_interval_minutes`.
+    """
+
+    supports_ttl = True
+
+    def __init__(
+        self, memory: MemoryStore, *, index: Mapping[str, Any] | None = None, ttl: TTLConfig | None = None
+    ) -> None:
+        self.memory = memory
+        self.ttl_config = ttl
+        self._sweeper: threading.Thread | None = None
+        self._stop = threading.Event()
+        if index is not None:
+            memory.use_index(index)
+        memory.join_steps(Staging)
+
+    def __bool__(self) -> bool:
+        # LangGraph asks this of a store once as it enters a graph: see `pregel`.
+        pregel.enter_graph()
+        return True
+
+    @classmethod
+    def from_conn_string(
+        cls,
+        url: str,
+        *,
+        index: Mapping[str, Any] | None = None,
+        ttl: TTLConfig | None = None,
+        **options: Any,
+    ) -> Opening[MemStateStore]:
+        """A context manager, sync and async, over a store with a memory of its own.
+
+        `options` are those of `MemoryStore.open`; the memory closes with the context.
+        """
+        return Opening(
+            lambda: MemoryStore.open(url, index=index, **options), lambda memory: cls(memory, ttl=ttl)
+        )
+
+    def setup(self) -> Any:
+        """Nothing is left to do once the memory is open. May be called or awaited, as upstream's."""
+        return ready()
+
+    # -- the two methods everything goes through ----------------------------------------------------
+
+    def batch(self, ops: Iterable[Op]) -> list[Result]:
+        """Run operations as one batch: reads see the state before it, writes are one commit, the last of a key wins.
+
+        Raises:
+            NamespaceError, KeyTypeError, SerializationError, SchemaError, FilterError: nothing was written.
+            VectorSyncError: outside a step, the index failed and the commit was taken back.
+        """
+        operations = list(ops)
+        drafts = self._drafts(operations)
+        view = self.memory.view()
+        results = [self._read(view, op) for op in operations]
+        self.memory.write(drafts)
+        return results
+
+    async def abatch(self, ops: Iterable[Op]) -> list[Result]:
+        return await self.memory.run(self.batch, ops)
+
+    # -- writes -------------------------------------------------------------------------------------
+
+    def _drafts(self, ops: Sequence[Op]) -> list[Draft]:
+        last: dict[tuple[Namespace, str], Draft] = {}
+        for op in ops:
+            if isinstance(op, PutOp):
+                draft = self._draft(op)
+                last.pop(draft.address, None)
+                last[draft.address] = draft
+            elif not isinstance(op, GetOp | SearchOp | ListNamespacesOp):
+                raise FilterError(f"{type(op).__name__} is no operation of a store")
+        return list(last.values())
+
+    def _draft(self, op: PutOp) -> Draft:
+        namespace = check_namespace(op.namespace)
+        if op.value is None:
+            return self.memory.draft_delete(namespace, op.key)
+        index: IndexPaths = op.index if op.index in (None, False) else tuple(cast(Sequence[str], op.index))
+        return self.memory.draft_put(namespace, op.key, op.value, index=index, ttl=op.ttl)
+
+    def put(self, namespace: tuple[str, ...], key: str, value: Mapping[str, Any], *args: Any, **options: Any) -> None:
+        with _our_errors():
+            super().put(namespace, key, value, *args, **options)
+
+    async def aput(
+        self, namespace: tuple[str, ...], key: str, value: Mapping[str, Any], *args: Any, **options: Any
+    ) -> None:
+        with _our_errors():
+            await super().aput(namespace, key, value, *args, **options)
+
+    # -- reads --------------------------------------------------------------------------------------
+
+    def _read(self, view: View, op: Op) -> Result:
+        if isinstance(op, GetOp):
+            record = view.get(check_namespace(op.namespace), check_key(op.key))
+            if record is not None and op.refresh_ttl:
+                self.memory.touch((record,))
+            return None if record is None else _item(record)
+        if isinstance(op, SearchOp):
+            found = view.search(
+                tuple(op.namespace_prefix),
+                matches=compile_filter(op.filter),
+                query=op.query,
+                limit=op.limit,
+                offset=op.offset,
+            )
+            if op.refresh_ttl:
+                self.memory.touch(record for record, _ in found)
+            return [_search_item(record, score) for record, score in found]
+        if isinstance(op, ListNamespacesOp):
+            return _list_namespaces(view, op)
+        return None
+
+    # -- expiry -------------------------------------------------------------------------------------
+
+    def sweep_ttl(self) -> int:
+        """Delete items whose time to live is over; returns how many. They are invisible before, too."""
+        return self.memory.sweep()
+
+    def start_ttl_sweeper(self, sweep_interval_minutes: float | None = None) -> threading.Thread:
+        """Sweep in the background until `stop_ttl_sweeper` or the memory closes. Default: every 5 minutes."""
+        configured = (self.ttl_config or {}).get("sweep_interval_minutes")
+        minutes = float(sweep_interval_minutes or configured or 5)
+        if self._sweeper is None or not self._sweeper.is_alive():
+            self._stop.clear()
+            self._sweeper = threading.Thread(target=self._sweep_on, args=(minutes,), name="memstate-ttl", daemon=True)
+            self._sweeper.start()
+        return self._sweeper
+
+    def stop_ttl_sweeper(self, timeout: float | None = None) -> bool:
+        """Stop the sweeper; whether it has stopped within `timeout` seconds."""
+        self._stop.set()
+        if self._sweeper is not None:
+            self._sweeper.join(timeout)
+        return self._sweeper is None or not self._sweeper.is_alive()
+
+    def _sweep_on(self, minutes: float) -> None:
+        while not self._stop.wait(minutes * 60) and not self.memory.closed:
+            try:
+                self.memory.sweep()
+            except Exception as error:  # the next round may find the database well again
+                logger.warning("sweeping expired items failed: %r", error)
+
+
+class _our_errors:
+    """Turns LangGraph's refusal of a namespace into one of our tree that is still an error of theirs."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, InvalidNamespaceError) and not isinstance(error, NamespaceError):
+            raise InvalidMemoryNamespace(str(error)) from error
+
+
+def _times(record: Record) -> dict[str, datetime]:
+    return {
+        "created_at": datetime.fromtimestamp(record.created_at, UTC),
+        "updated_at": datetime.fromtimestamp(record.updated_at, UTC),
+    }
+
+
+def _item(record: Record) -> Item:
+    return Item(
+        namespace=record.namespace, key=record.key, value=decode_value(record.value), **_times(record)
+    )
+
+
+def _search_item(record: Record, score: float | None) -> SearchItem:
+    return SearchItem(
+        namespace=record.namespace, key=record.key, value=decode_value(record.value), score=score, **_times(record)
+    )
+
+
+def _list_namespaces(view: View, op: ListNamespacesOp) -> list[Namespace]:
+    conditions = op.match_conditions or ()
+    found = [
+        namespace
+        for namespace in view.namespaces(_fixed_prefix(conditions))
+        if all(_satisfies(namespace, condition) for condition in conditions)
+    ]
+    if op.max_depth is not None:
+        found = sorted({namespace[: op.max_depth] for namespace in found})
+    return found[op.offset : op.offset + op.limit]
+
+
+def _fixed_prefix(conditions: Sequence[MatchCondition]) -> Namespace:
+    """The labels every wanted namespace starts with: up to the first wildcard of a prefix condition."""
+    for condition in conditions:
+        if condition.match_type == "prefix":
+            path = tuple(condition.path)
+            return path[: path.index("*")] if "*" in path else path
+    return ()
+
+
+def _satisfies(namespace: Namespace, condition: MatchCondition) -> bool:
+    path = tuple(condition.path)
+    if condition.match_type not in ("prefix", "suffix"):
+        raise FilterError(f"a namespace matches by 'prefix' or 'suffix', not {condition.match_type!r}")
+    if len(path) > len(namespace):
+        return False
+    part = namespace[: len(path)] if condition.match_type == "prefix" else namespace[len(namespace) - len(path) :]
+    return all(wanted in ("*", label) for wanted, label in zip(path, part, strict=True))

@@ -1,0 +1,206 @@
+"""One vector index: what it embeds, with which model, and the hook that follows the log (if any)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID, uuid5
+
+import numpy as np
+
+from langgraph_memstate.embedding import Embedder, text_hash, texts_of
+from langgraph_memstate.errors import IndexConfigError, VectorSyncError
+from langgraph_memstate.facts import Draft, decode_value
+from langgraph_memstate.hooks.base import IndexSpec, IndexState, SyncHook, Vector, VectorRecord
+from langgraph_memstate.storage.base import (
+    EmbeddingRow,
+    PutIndexMeta,
+    Reader,
+    ScoredRow,
+    VectorRow,
+)
+
+logger = logging.getLogger("langgraph_memstate")
+
+EXACT = "exact"  # the name of an index without a vector database
+
+
+def vector_id(version: str, ord_: int) -> str:
+    """The id of a version's text number `ord_`: always a UUID, which some vector databases insist on."""
+    return version if ord_ == 0 else str(uuid5(UUID(version), str(ord_)))
+
+
+def to_bytes(vector: Vector | None) -> bytes:
+    """How SQL holds an embedding; no bytes for a text without direction."""
+    return b"" if vector is None else vector.astype("<f4").tobytes()
+
+
+def to_vector(data: bytes) -> Vector:
+    return np.frombuffer(data, dtype="<f4")
+
+
+class VectorIndex:
+    """Binds a model and the fields it embeds to a hook. Without a hook, search scans SQL exactly."""
+
+    def __init__(self, embedder: Embedder, fields: Sequence[str], hook: SyncHook | None = None) -> None:
+        self.embedder = embedder
+        self.fields = tuple(fields)
+        self.hook = hook
+        self.name = EXACT if hook is None else hook.name
+        self.state: IndexState | None = None
+        self._generation = 0
+        self._lock = threading.RLock()
+
+    @property
+    def model(self) -> str:
+        return self.embedder.model
+
+    @property
+    def follows(self) -> bool:
+        """Whether this process applies the index's work; else search scans SQL."""
+        return self.hook is not None and self.state is IndexState.OK
+
+    # -- what is embedded ---------------------------------------------------------------------------
+
+    def texts(self, draft: Draft) -> list[str]:
+        """The texts of a draft that this index embeds."""
+        if draft.op != "put" or draft.index is False or draft.value is None:
+            return []
+        return texts_of(decode_value(draft.value), self.fields if draft.index is None else draft.index)
+
+    def embed(
+        self, drafts: Sequence[Draft], reader: Reader
+    ) -> tuple[list[VectorRow], list[EmbeddingRow], dict[str, Vector]]:
+        """Vector rows of `drafts`, the embeddings SQL does not hold yet, and every vector by id.
+
+        A text is embedded once, however often it occurs and whichever version held it before.
+        """
+        texts = {
+            (draft.version, ord_): text
+            for draft in drafts
+            for ord_, text in enumerate(self.texts(draft))
+        }
+        hashes = {text: text_hash(text) for text in texts.values()}
+        known = reader.embeddings(self.model, list(hashes.values()))
+        missing = [text for text, hash_ in hashes.items() if hash_ not in known]
+        fresh: list[EmbeddingRow] = []
+        if missing:
+            for text, vector in zip(missing, self.embedder.documents(missing), strict=True):
+                known[hashes[text]] = to_bytes(vector)
+                fresh.append(EmbeddingRow(self.model, hashes[text], known[hashes[text]]))
+        rows: list[VectorRow] = []
+        vectors: dict[str, Vector] = {}
+        for (version, ord_), text in texts.items():
+            data = known[hashes[text]]
+            if data:
+                id_ = vector_id(version, ord_)
+                rows.append(VectorRow(self.name, id_, version, ord_, hashes[text]))
+                vectors[id_] = to_vector(data)
+        return rows, fresh, vectors
+
+    def record(
+        self, id_: str, ord_: int, vector: Vector, namespace: tuple[str, ...], value: str, index: Any = None
+    ) -> VectorRecord:
+        """What the hook stores for one vector of a value."""
+        assert self.hook is not None
+        fields = decode_value(value)
+        metadata: Mapping[str, Any] = {
+            name: fields[name]
+            for name in self.hook.metadata_fields
+            if isinstance(fields.get(name), str | int | float | bool)
+        }
+        document = None
+        if self.hook.store_documents:
+            texts = texts_of(fields, self.fields if index is None else index)
+            document = texts[ord_] if ord_ < len(texts) else None
+        return VectorRecord(id_, vector, namespace, metadata, document)
+
+    def record_of(self, row: ScoredRow) -> VectorRecord:
+        """What the hook stores for a current version."""
+        return self.record(
+            row.vector_id, row.ord, to_vector(row.vector), row.record.namespace, row.record.value
+        )
+
+    # -- the hook -----------------------------------------------------------------------------------
+
+    def open(self, store_id: str, meta: PutIndexMeta | None) -> tuple[PutIndexMeta, bool]:
+        """Open the hook; returns what SQL must record and whether the index has to be rebuilt from SQL.
+
+        Raises:
+            IndexConfigError: the database was indexed with another model or dimension.
+            VectorSyncError: the vector database cannot be reached.
+        """
+        dims = self._check(meta)
+        generation = meta.generation if meta else 1
+        if self.hook is None:
+            self.state = IndexState.OK
+            return PutIndexMeta(self.name, self.model, dims, generation), False
+        spec = IndexSpec(store_id, generation, dims, self.model)
+        with self._lock:
+            try:
+                found = self.hook.open(spec)
+                rebuild = found in (IndexState.EMPTY, IndexState.MISMATCH, IndexState.SUSPECT)
+                if rebuild:
+                    if found is not IndexState.EMPTY:
+                        logger.warning("index %s is %s; rebuilding it from SQL", self.name, found.value)
+                        spec = IndexSpec(store_id, generation + 1, dims, self.model)
+                    self.hook.reset(spec)
+                    found = IndexState.OK
+            except IndexConfigError:
+                raise
+            except Exception as error:
+                self.state = None
+                raise VectorSyncError(f"index {self.name} cannot be opened: {error!r}") from error
+        self.state = found
+        return PutIndexMeta(self.name, self.model, dims, spec.generation), rebuild
+
+    def _check(self, meta: PutIndexMeta | None) -> int:
+        if meta is None:
+            return self.embedder.dims
+        if self.embedder.fixed_dims not in (None, meta.dims) or meta.model != self.model:
+            raise IndexConfigError(
+                f"index {self.name!r} of this database was built with model {meta.model!r} and dims={meta.dims}, "
+                f"not {self.model!r} and dims={self.embedder.fixed_dims}; open it with those, "
+                "or give the new model's index another collection_name"
+            )
+        self.embedder.fixed_dims = meta.dims
+        return meta.dims
+
+    def apply(self, upserts: Sequence[VectorRecord], deletes: Sequence[str]) -> None:
+        """Hand work to the hook in batches it accepts. Raises whatever the client library raises."""
+        assert self.hook is not None
+        size = self.hook.capabilities.max_batch
+        with self._lock:
+            for start in range(0, len(upserts), size):
+                self.hook.apply(upserts[start : start + size], ())
+            for start in range(0, len(deletes), size):
+                self.hook.apply((), deletes[start : start + size])
+
+    def candidates(self, vector: Vector, k: int, prefix: Sequence[str]) -> list[str]:
+        assert self.hook is not None
+        with self._lock:
+            return self.hook.query(vector, k, prefix)
+
+    def held_ids(self) -> set[str]:
+        """Every id in the vector database."""
+        assert self.hook is not None
+        with self._lock:
+            return set(self.hook.ids())
+
+    def answers(self) -> bool:
+        """Whether the vector database is there at all: tells an outage from an entry it cannot digest."""
+        assert self.hook is not None
+        try:
+            with self._lock:
+                self.hook.count()
+        except Exception as error:
+            logger.debug("index %s does not answer: %r", self.name, error)
+            return False
+        return True
+
+    def close(self) -> None:
+        if self.hook is not None:
+            with self._lock:
+                self.hook.close()

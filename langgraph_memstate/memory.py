@@ -1,0 +1,626 @@
+"""MemoryStore: opens, wires, commits and searches. The graph's checkpointer and store are faces of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+
+from pydantic import BaseModel
+
+from langgraph_memstate.commit import Writer
+from langgraph_memstate.embedding import Embedder, home_loop
+from langgraph_memstate.errors import (
+    DatabaseOpenError,
+    IndexConfigError,
+    StorageClosedError,
+)
+from langgraph_memstate.facts import (
+    Draft,
+    Fact,
+    IndexPaths,
+    LogEntry,
+    Namespace,
+    Origin,
+    Record,
+    check_key,
+    check_namespace,
+    encode_value,
+    new_version,
+)
+from langgraph_memstate.filters import compile_filter
+from langgraph_memstate.hooks.base import SyncHook
+from langgraph_memstate.index import VectorIndex
+from langgraph_memstate.outbox import Outbox, VectorSync
+from langgraph_memstate.reading import View
+from langgraph_memstate.schemas import Pattern, SchemaRegistry
+from langgraph_memstate.storage.base import Append, Commit, Storage, Touch
+from langgraph_memstate.storage.memory import InMemoryStorage
+from langgraph_memstate.storage.sqlite import SQLiteStorage
+
+if TYPE_CHECKING:
+    from langgraph_memstate.graph.checkpointer import MemStateCheckpointer
+    from langgraph_memstate.graph.store import MemStateStore
+
+T = TypeVar("T")
+
+
+class StepScope(Protocol):
+    """Who may take memory writes into a running step, and what they look like to its tasks."""
+
+    def stage(self, drafts: Sequence[Draft]) -> bool:
+        """Take `drafts` into the running task's step; False when no step of this memory is running."""
+
+    def staged(self) -> Sequence[Draft]:
+        """What the running task sees beyond what is committed, oldest first."""
+
+    def has_landed(self, versions: Iterable[str]) -> bool:
+        """Whether any of these staged versions has been committed since."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexReport:
+    """One index beside SQL. `missing` and `orphaned` are vector ids; `unembedded` counts values never embedded."""
+
+    index: str
+    reachable: bool
+    missing: tuple[str, ...] = ()
+    orphaned: tuple[str, ...] = ()
+    pending: int = 0
+    quarantined: int = 0
+    unembedded: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return self.reachable and not (self.missing or self.orphaned or self.quarantined or self.unembedded)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    indexes: tuple[IndexReport, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(report.ok for report in self.indexes)
+
+
+class MemoryStore:
+    """Thread state, facts and vectors over one database.
+
+    Args:
+        storage: owned by this memory from now on: opened here, closed by `close`.
+        vector_sync: ``"atomic"`` (a commit whose vectors cannot be stored does not happen) or ``"deferred"``
+            (it happens, and its vectors follow).
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        index: Mapping[str, Any] | None = None,
+        vector_sync: VectorSync = "atomic",
+    ) -> None:
+        if vector_sync not in ("atomic", "deferred"):
+            raise IndexConfigError(f"vector_sync is 'atomic' or 'deferred', not {vector_sync!r}")
+        self.storage = storage
+        self.schemas = SchemaRegistry()
+        self.store_id = storage.open()
+        self._writer = Writer(storage)
+        self._outbox = Outbox(storage, self._writer, vector_sync, self.store_id)
+        self._scope: StepScope | None = None
+        self._pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="memstate")
+        self._lock = threading.RLock()
+        self._closed = False
+        self._index_config = dict(index) if index else None
+        self._transaction: contextvars.ContextVar[list[Draft] | None] = contextvars.ContextVar(
+            "memstate_transaction", default=None
+        )
+        if index is not None:
+            _check_index_config(index)
+
+    @classmethod
+    def open(
+        cls,
+        url: str | Path,
+        *,
+        index: Mapping[str, Any] | None = None,
+        vectors: Any = None,
+        vector_sync: VectorSync = "atomic",
+    ) -> MemoryStore:
+        """Open a memory by URL: a path, ``sqlite:///path`` or ``:memory:``.
+
+        Args:
+            index: LangGraph's `IndexConfig`: `dims`, `embed`, `fields` (default ``["$"]``, the whole value). An extra
+                `model` names the embedding model where it has no name of its own.
+            vectors: a hook, a chromadb client or collection, or a `langchain_chroma.Chroma`. Default with `index`:
+                an embedded Chroma beside the SQLite file, and an exact search in SQL for ``:memory:``.
+
+        Raises:
+            DatabaseOpenError: the URL names nothing that can be opened.
+            IndexConfigError: `index` is incomplete, or not what the database was indexed with.
+        """
+        if index is not None:
+            _check_index_config(index)
+        storage = _storage(url)
+        memory = cls(storage, index=index, vector_sync=vector_sync)
+        try:
+            memory._attach_default(vectors)
+        except BaseException:
+            memory.close()
+            raise
+        return memory
+
+    # -- wiring -------------------------------------------------------------------------------------
+
+    def _attach_default(self, vectors: Any) -> None:
+        if vectors is not None:
+            if not isinstance(vectors, SyncHook):
+                from langgraph_memstate.hooks.chroma import ChromaSyncHook
+
+                vectors = ChromaSyncHook(vectors)
+            self.add_hook(vectors)
+        elif self._index_config is not None:
+            if self.storage.location is None:
+                self._attach(None)
+            else:
+                from langgraph_memstate.hooks.chroma import ChromaSyncHook
+
+                path = Path(self.storage.location)
+                self.add_hook(ChromaSyncHook(path=path.with_name(path.name + ".chroma")))
+
+    def add_hook(self, hook: SyncHook) -> None:
+        """Let a vector database follow the log. The first one added answers semantic search.
+
+        Raises:
+            IndexConfigError: neither the hook nor the memory says which model embeds.
+        """
+        self._check_open()
+        self._attach(hook)
+
+    def _attach(self, hook: SyncHook | None) -> None:
+        config = self._index_config or {}
+        if hook is not None and hook.embedding is not None:
+            source, dims, model = hook.embedding, None, None
+        elif config:
+            source, dims, model = config["embed"], config["dims"], config.get("model")
+        else:
+            raise IndexConfigError(
+                "nothing says how texts become vectors: give the hook embedding=…, or open the memory with index=…"
+            )
+        fields = (hook.fields if hook is not None else None) or config.get("fields") or ("$",)
+        self._outbox.attach(VectorIndex(Embedder(source, dims=dims, model=model), fields, hook))
+
+    def use_index(self, config: Mapping[str, Any]) -> None:
+        """Give the memory an `IndexConfig` after it was opened; the same one again changes nothing."""
+        _check_index_config(config)
+        with self._lock:
+            if self._index_config is not None:
+                if dict(config) != self._index_config:
+                    raise IndexConfigError("this memory has an index with another configuration already")
+                return
+            self._index_config = dict(config)
+            if not self._outbox.indexes:
+                self._attach_default(None)
+
+    def register_schema(self, pattern: Pattern, model: type[BaseModel]) -> None:
+        """Validate every value of a fact type (a string) or of the namespaces a pattern matches.
+
+        In a pattern of labels, ``*`` stands for any one label. The stored value is what the model dumps.
+        """
+        self.schemas.register(pattern, model)
+
+    @functools.cached_property
+    def checkpointer(self) -> MemStateCheckpointer:
+        """The LangGraph checkpointer of this memory."""
+        from langgraph_memstate.graph.checkpointer import MemStateCheckpointer
+
+        return MemStateCheckpointer(self)
+
+    @functools.cached_property
+    def store(self) -> MemStateStore:
+        """The LangGraph store of this memory."""
+        from langgraph_memstate.graph.store import MemStateStore
+
+        return MemStateStore(self)
+
+    def join_steps(self, make_scope: Callable[[MemoryStore], StepScope]) -> StepScope:
+        """The scope that takes memory writes into graph steps, made on first use."""
+        with self._lock:
+            if self._scope is None:
+                self._scope = make_scope(self)
+            return self._scope
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    @overload
+    def commit(
+        self,
+        fact: Fact,
+        *,
+        thread_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+    ) -> Fact: ...
+    @overload
+    def commit(
+        self,
+        fact: Sequence[Fact],
+        *,
+        thread_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+    ) -> list[Fact]: ...
+    def commit(
+        self,
+        fact: Fact | Sequence[Fact],
+        *,
+        thread_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+    ) -> Fact | list[Fact]:
+        """Write one fact, or several in one commit, with their vectors. Inside a graph node: with its step.
+
+        Returns the facts with the `version` they have in the log.
+
+        Raises:
+            SchemaError, SerializationError, NamespaceError: nothing was written.
+            VectorSyncError: the index failed and the commit was taken back.
+        """
+        facts = [fact] if isinstance(fact, Fact) else list(fact)
+        drafts = []
+        for one in facts:
+            origin = Origin(
+                thread_id=one.thread_id or thread_id, actor=one.actor or actor, reason=one.reason or reason
+            )
+            namespace, key = one.address
+            drafts.append(self.draft_put(namespace, key, one.payload, type=one.type, origin=origin))
+        self.write(drafts)
+        written = [one.with_version(draft.version) for one, draft in zip(facts, drafts, strict=True)]
+        return written[0] if isinstance(fact, Fact) else written
+
+    def delete(
+        self, namespace: str | Namespace, key: str, *, actor: str | None = None, reason: str | None = None
+    ) -> None:
+        """Delete an item; its history stays. Deleting what is not there is recorded and changes nothing."""
+        self.write([self.draft_delete(check_namespace(namespace), key, origin=Origin(actor=actor, reason=reason))])
+
+    def draft_put(
+        self,
+        namespace: Namespace,
+        key: str,
+        value: Mapping[str, Any],
+        *,
+        type: str | None = None,
+        index: IndexPaths = None,
+        ttl: float | None = None,
+        origin: Origin | None = None,
+    ) -> Draft:
+        """A validated write, ready for `write`. `ttl` is in minutes."""
+        namespace, key = check_namespace(namespace), check_key(key)
+        value, schema = self.schemas.validate(namespace, type, value)
+        return Draft(
+            new_version(), namespace, key, "put", encode_value(value),
+            type=type, index=index, ttl=ttl, schema=schema, origin=origin or Origin(),
+        )  # fmt: skip
+
+    def draft_delete(self, namespace: Namespace, key: str, *, origin: Origin | None = None) -> Draft:
+        """A validated delete, ready for `write`."""
+        namespace, key = check_namespace(namespace), check_key(key)
+        return Draft(new_version(), namespace, key, "delete", None, origin=origin or Origin())
+
+    def write(self, drafts: Sequence[Draft]) -> None:
+        """Put drafts where they belong: the open transaction, the running step, or a commit of their own."""
+        self._check_open()
+        if not drafts:
+            return
+        waiting = self._transaction.get()
+        if waiting is not None:
+            waiting.extend(drafts)
+        elif self._scope is None or not self._scope.stage(drafts):
+            self._outbox.commit(drafts)
+
+    @contextmanager
+    def transaction(self) -> Iterator[MemoryStore]:
+        """Collect the writes of this context and land them in one commit at its end, or none after an error.
+
+        Reads inside see what is committed. A transaction inside another joins it.
+        """
+        if self._transaction.get() is not None:
+            yield self
+            return
+        drafts: list[Draft] = []
+        token = self._transaction.set(drafts)
+        try:
+            yield self
+        finally:
+            self._transaction.reset(token)
+        self.write(drafts)
+
+    def land(
+        self, drafts: Sequence[Draft], before: Commit = (), after: Commit = ()
+    ) -> Future[None]:
+        """Start one atomic commit of drafts and the operations around them; for the graph's checkpointer."""
+        self._check_open()
+        if self._outbox.is_plain(drafts):
+            return self._writer.submit(self._outbox.plain(drafts, before, after))
+        return self._submit(functools.partial(self._outbox.commit, drafts, before, after))
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    def view(self) -> View:
+        """What the caller may see now: what is committed and, inside a step, what its task staged."""
+        self._check_open()
+        index = self._outbox.indexes[0] if self._outbox.indexes else None
+        return View(self.storage, index, self._scope)
+
+    def get(self, namespace: str | Namespace, key: str) -> Fact | None:
+        """The current version of a fact, or None. A string is a fact type."""
+        record = self.view().get(check_namespace(namespace), check_key(key))
+        return None if record is None else Fact.of(record)
+
+    def query(
+        self,
+        namespace: str | Namespace = (),
+        *,
+        filter: Mapping[str, Any] | None = None,
+        limit: int = 10,
+        offset: int = 0,
+    ) -> list[Fact]:
+        """Facts under a namespace prefix (a string: a fact type) that match a filter, last written first."""
+        found = self.view().search(
+            _prefix(namespace), matches=compile_filter(filter), query=None, limit=limit, offset=offset
+        )
+        return [Fact.of(record) for record, _ in found]
+
+    def search(
+        self,
+        query: str,
+        *,
+        namespace: str | Namespace = (),
+        filter: Mapping[str, Any] | None = None,
+        limit: int = 10,
+        offset: int = 0,
+    ) -> list[Fact]:
+        """Facts nearest to a text in meaning; `score` is cosine similarity.
+
+        Raises:
+            IndexConfigError: the memory was opened without an index.
+        """
+        if not self._outbox.indexes:
+            raise IndexConfigError("semantic search needs an index: open the memory with index=… or add a hook")
+        found = self.view().search(
+            _prefix(namespace), matches=compile_filter(filter), query=query, limit=limit, offset=offset
+        )
+        return [Fact.of(record, score) for record, score in found]
+
+    def history(self, namespace: str | Namespace, key: str) -> list[LogEntry]:
+        """Every version a fact ever had, oldest first."""
+        self._check_open()
+        with self.storage.snapshot() as reader:
+            return reader.log(namespace=check_namespace(namespace), key=check_key(key))
+
+    # -- expiry -------------------------------------------------------------------------------------
+
+    def touch(self, records: Iterable[Record]) -> None:
+        """Start the time to live of these items again."""
+        now = time.time()
+        rows = tuple(
+            (record.namespace, record.key, now + record.ttl * 60)
+            for record in records
+            if record.ttl is not None and record.seq  # a staged item has no row yet
+        )
+        if rows:
+            self._writer.submit((Touch(rows),)).result()
+
+    def sweep(self) -> int:
+        """Delete items whose time to live is over, as log entries with reason ``ttl``; returns how many."""
+        self._check_open()
+        with self.storage.snapshot() as reader:
+            expired = reader.expired(time.time())
+        if expired:
+            drafts = tuple(
+                self.draft_delete(record.namespace, record.key, origin=Origin(reason="ttl")) for record in expired
+            )
+            names = tuple(index.name for index in self._outbox.indexes if index.hook is not None)
+            versions = frozenset(record.version for record in expired)
+            self._writer.submit((Append(drafts, names, if_current=versions),)).result()
+        return len(expired)
+
+    # -- upkeep -------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Wait until no index work is left.
+
+        Raises:
+            VectorSyncError: an index refused; its work stays queued.
+        """
+        self._check_open()
+        self._outbox.flush()
+
+    def verify(self) -> VerifyReport:
+        """Compare SQL and every index in both directions. Changes nothing."""
+        self._check_open()
+        return VerifyReport(tuple(self._verify(index) for index in self._outbox.indexes))
+
+    def _verify(self, index: VectorIndex) -> IndexReport:
+        held: set[str] | None = None
+        if index.hook is not None and index.follows:
+            try:
+                held = index.held_ids()
+            except Exception as error:
+                return IndexReport(f"{index.name}: {error!r}", reachable=False)
+        with self.storage.snapshot() as reader:
+            wanted = set(reader.vector_ids(index.name))
+            entries = reader.outbox(index.name, due=None, limit=1_000_000)
+            due = reader.outbox(index.name, due=time.time() + 86_400, limit=1_000_000)
+            unembedded = len(self._unembedded(index, reader.unindexed(index.name)))
+            in_flight = {id_ for row in reader.prepared() for id_ in row.vector_ids}
+        waiting = {row.vector_id for row in due}
+        missing = wanted - held - waiting if held is not None else set()
+        orphaned = held - wanted - waiting - in_flight if held is not None else set()
+        return IndexReport(
+            index.name,
+            reachable=index.hook is None or held is not None,
+            missing=tuple(sorted(missing)),
+            orphaned=tuple(sorted(orphaned)),
+            pending=len(due),
+            quarantined=len(entries) - len(due),
+            unembedded=unembedded,
+        )
+
+    @staticmethod
+    def _unembedded(index: VectorIndex, found: Iterable[tuple[Record, IndexPaths]]) -> list[Draft]:
+        """Drafts of the current versions that have text to embed and no vector."""
+        drafts = (
+            Draft(record.version, record.namespace, record.key, "put", record.value, type=record.type, index=paths)
+            for record, paths in found
+        )
+        return [draft for draft in drafts if index.texts(draft)]
+
+    def repair(self) -> VerifyReport:
+        """Make every index equal to SQL; returns what `verify` says afterwards.
+
+        Raises:
+            VectorSyncError: an index cannot be reached or refuses its work.
+        """
+        self._check_open()
+        self._outbox.settle_abandoned()
+        for index in self._outbox.indexes:
+            report = self._verify(index)
+            with self.storage.snapshot() as reader:
+                unembedded = self._unembedded(index, reader.unindexed(index.name))
+            self._outbox.mend(index, report.missing, report.orphaned, unembedded)
+        self.flush()
+        return self.verify()
+
+    def stats(self) -> dict[str, int]:
+        """Rows by table."""
+        self._check_open()
+        with self.storage.snapshot() as reader:
+            return reader.counts()
+
+    def close(self) -> None:
+        """Apply what waits for the indexes, then release everything. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._pool.shutdown(wait=True)
+        self._outbox.drain()
+        self._writer.close()
+        self.storage.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageClosedError("the memory is closed; open it again")
+
+    def __enter__(self) -> MemoryStore:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> MemoryStore:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    # -- the async face: the same calls, awaited ----------------------------------------------------
+
+    def _submit(self, call: Callable[[], T]) -> Future[T]:
+        self._check_open()
+        return self._pool.submit(contextvars.copy_context().run, call)
+
+    async def run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run a blocking call of this memory in a thread, with the caller's context.
+
+        Cancelling the await leaves the call running: its outcome is then unknown, but whole.
+        """
+        token = home_loop.set(asyncio.get_running_loop())
+        try:
+            future = self._submit(functools.partial(call, *args, **kwargs))
+        finally:
+            home_loop.reset(token)
+        return await asyncio.wrap_future(future)
+
+    async def acommit(self, fact: Any, **options: Any) -> Any:
+        return await self.run(self.commit, fact, **options)
+
+    async def adelete(self, namespace: str | Namespace, key: str, **options: Any) -> None:
+        await self.run(self.delete, namespace, key, **options)
+
+    async def aget(self, namespace: str | Namespace, key: str) -> Fact | None:
+        return await self.run(self.get, namespace, key)
+
+    async def aquery(self, namespace: str | Namespace = (), **options: Any) -> list[Fact]:
+        return await self.run(self.query, namespace, **options)
+
+    async def asearch(self, query: str, **options: Any) -> list[Fact]:
+        return await self.run(self.search, query, **options)
+
+    async def ahistory(self, namespace: str | Namespace, key: str) -> list[LogEntry]:
+        return await self.run(self.history, namespace, key)
+
+    async def asweep(self) -> int:
+        return await self.run(self.sweep)
+
+    async def aflush(self) -> None:
+        await self.run(self.flush)
+
+    async def averify(self) -> VerifyReport:
+        return await self.run(self.verify)
+
+    async def arepair(self) -> VerifyReport:
+        return await self.run(self.repair)
+
+    async def astats(self) -> dict[str, int]:
+        return await self.run(self.stats)
+
+    async def aclose(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+
+def _prefix(namespace: str | Namespace) -> Namespace:
+    return () if namespace == () else check_namespace(namespace)
+
+
+def _check_index_config(index: Mapping[str, Any]) -> None:
+    for name in ("dims", "embed"):
+        if name not in index:
+            raise IndexConfigError(f"index has no {name!r}; it needs dims and embed, as LangGraph's IndexConfig")
+    dims = index["dims"]
+    if not isinstance(dims, int) or isinstance(dims, bool) or dims < 1:
+        raise IndexConfigError(f"index dims={dims!r} is not a positive number of dimensions")
+    fields = index.get("fields")
+    if isinstance(fields, str) or not all(isinstance(path, str) for path in fields or ()):
+        raise IndexConfigError(f"index fields={fields!r} is not a list of paths")
+
+
+def _storage(url: str | Path) -> Storage:
+    text = str(url)
+    if text == ":memory:":
+        return InMemoryStorage()
+    scheme, colon, rest = text.partition("://")
+    if not colon:
+        if not text:
+            raise DatabaseOpenError("the URL is empty; give a path, sqlite:///path or :memory:")
+        return SQLiteStorage(text)
+    if scheme == "sqlite":
+        path = rest[1:] if rest.startswith("/") else rest
+        if path in ("", ":memory:"):
+            return InMemoryStorage()
+        return SQLiteStorage(path)
+    raise DatabaseOpenError(f"{scheme}:// is no scheme this release opens; there are a path, sqlite:/// and :memory:")

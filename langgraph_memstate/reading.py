@@ -1,0 +1,155 @@
+"""What a reader sees: the committed state and, inside a graph step, what the running task has staged on top."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from langgraph_memstate.errors import FilterError
+from langgraph_memstate.facts import Draft, Namespace, Record, decode_value
+from langgraph_memstate.filters import Predicate
+from langgraph_memstate.index import VectorIndex, to_bytes, vector_id
+from langgraph_memstate.search import Scored, best, semantic
+from langgraph_memstate.storage.base import ScoredRow, Storage
+
+if TYPE_CHECKING:
+    from langgraph_memstate.memory import StepScope
+
+Address = tuple[Namespace, str]
+
+
+class View:
+    """One caller's sight of the memory. Staged writes cover committed ones of the same address."""
+
+    def __init__(self, storage: Storage, index: VectorIndex | None, scope: StepScope | None) -> None:
+        self._storage = storage
+        self._index = index
+        self._scope = scope
+
+    def _settled(self) -> Iterator[dict[Address, Draft]]:
+        """Staged drafts by address, again and again until none of them lands while SQL is read.
+
+        A write that lands in between would be seen by neither side, or its successor by none.
+        """
+        while True:
+            drafts = self._scope.staged() if self._scope is not None else ()
+            yield {draft.address: draft for draft in drafts}
+            if not drafts or self._scope is None:
+                return
+            if not self._scope.has_landed(draft.version for draft in drafts):
+                return
+
+    def get(self, namespace: Namespace, key: str) -> Record | None:
+        found: Record | None = None
+        for staged in self._settled():
+            if (draft := staged.get((namespace, key))) is not None:
+                found = _pending(draft)
+            else:
+                with self._storage.snapshot() as reader:
+                    found = reader.item(namespace, key, time.time())
+        return found
+
+    def search(
+        self,
+        prefix: Namespace,
+        *,
+        matches: Predicate | None,
+        query: str | None,
+        limit: int,
+        offset: int,
+    ) -> list[tuple[Record, float | None]]:
+        """Matching items: by similarity to `query` where an index can tell, else last written first."""
+        for name, number in (("limit", limit), ("offset", offset)):
+            if not isinstance(number, int) or number < 0:
+                raise FilterError(f"{name}={number!r} is not a number of items")
+        found: list[tuple[Record, float | None]] = []
+        for staged in self._settled():
+            here = {
+                address: draft for address, draft in staged.items() if address[0][: len(prefix)] == prefix
+            }
+            if query is None or self._index is None:
+                found = [(record, None) for record in self._by_time(prefix, matches, here, offset + limit)]
+            else:
+                scored = self._by_meaning(self._index, prefix, matches, query, here, offset + limit)
+                found = [(record, score) for score, record in scored]
+        return found[offset : offset + limit]
+
+    def _by_time(
+        self, prefix: Namespace, matches: Predicate | None, staged: dict[Address, Draft], count: int
+    ) -> list[Record]:
+        newest_first = sorted(staged.values(), key=lambda draft: draft.version, reverse=True)
+        pending = [record for draft in newest_first if (record := _pending(draft)) is not None]
+        with self._storage.snapshot() as reader:
+            committed = (
+                record
+                for record in reader.items(prefix, time.time())
+                if (record.namespace, record.key) not in staged
+            )
+            both = (record for source in (pending, committed) for record in source)
+            if matches is not None:
+                both = (record for record in both if matches(decode_value(record.value)))
+            return list(islice(both, count))
+
+    def _by_meaning(
+        self,
+        index: VectorIndex,
+        prefix: Namespace,
+        matches: Predicate | None,
+        query: str,
+        staged: dict[Address, Draft],
+        count: int,
+    ) -> list[Scored]:
+        vector = index.embedder.query(query)
+        if vector is None:
+            return []
+        committed = semantic(
+            self._storage, index, vector,
+            prefix=prefix, matches=matches, count=count + len(staged), now=time.time(),
+        )  # fmt: skip
+        kept = [entry for entry in committed if (entry[1].namespace, entry[1].key) not in staged]
+        if not staged:
+            return kept
+        pending = best(vector, self._staged_rows(index, list(staged.values())), matches, count)
+        return sorted([*kept, *pending], key=lambda entry: entry[0], reverse=True)[:count]
+
+    def _staged_rows(self, index: VectorIndex, drafts: Sequence[Draft]) -> list[ScoredRow]:
+        with self._storage.snapshot() as reader:
+            rows, _, vectors = index.embed(drafts, reader)
+        records = {draft.version: record for draft in drafts if (record := _pending(draft)) is not None}
+        return [
+            ScoredRow(
+                records[row.version], vector_id(row.version, row.ord), row.ord, to_bytes(vectors[row.vector_id])
+            )
+            for row in rows
+        ]
+
+    def namespaces(self, prefix: Namespace = ()) -> list[Namespace]:
+        """Namespaces under a prefix that hold an item, sorted."""
+        found: list[Namespace] = []
+        for staged in self._settled():
+            now = time.time()
+            with self._storage.snapshot() as reader:
+                names = set(reader.namespaces(prefix, now))
+                touched = {namespace for namespace, _ in staged if namespace[: len(prefix)] == prefix}
+                kept = {
+                    record.namespace
+                    for namespace in touched
+                    for record in reader.items(namespace, now)
+                    if (record.namespace, record.key) not in staged
+                }
+            names = names - touched | (kept & touched)
+            names |= {address[0] for address, draft in staged.items() if draft.op == "put"} & touched
+            found = sorted(names)
+        return found
+
+
+def _pending(draft: Draft) -> Record | None:
+    """The item a staged draft will be; None for a delete."""
+    if draft.value is None:
+        return None
+    return Record(
+        draft.namespace, draft.key, draft.version, draft.value, created_at=draft.ts, updated_at=draft.ts,
+        ttl=draft.ttl, type=draft.type,
+    )  # fmt: skip

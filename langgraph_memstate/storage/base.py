@@ -1,0 +1,416 @@
+"""The seam to a database: what one atomic commit may hold, and what a snapshot can be asked.
+
+A commit is a tuple of operations. A storage applies all of them in one transaction or none, and may land several
+commits in one transaction of its own as long as each stays whole. Operations are plain values: no callback, no
+query text, so a backend is free to run them as SQL, as a script or in memory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from langgraph_memstate.facts import Draft, IndexPaths, LogEntry, Namespace, Record
+
+# -- values -----------------------------------------------------------------------------------------
+
+
+class StepKey(NamedTuple):
+    """The checkpoint a step starts from."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+
+
+class Blob(NamedTuple):
+    """A serialised value: the serializer's type tag and its bytes."""
+
+    type: str
+    data: bytes
+
+
+class WriteRow(NamedTuple):
+    """One pending channel write of a task. Special channels have negative indexes."""
+
+    idx: int
+    channel: str
+    value: Blob
+
+
+class StoredWrite(NamedTuple):
+    task_id: str
+    task_path: str
+    channel: str
+    value: Blob
+
+
+class StagedDraft(NamedTuple):
+    task_id: str
+    task_path: str
+    draft: Draft
+
+
+class VectorRow(NamedTuple):
+    """Which embedding belongs to which version: `ord` numbers the texts of one value."""
+
+    index_name: str
+    vector_id: str
+    version: str
+    ord: int
+    text_hash: bytes
+
+
+class EmbeddingRow(NamedTuple):
+    """`vector`: float32, little endian, of length 1."""
+
+    model: str
+    text_hash: bytes
+    vector: bytes
+
+
+class OutboxRow(NamedTuple):
+    """Index work that is committed and not yet applied."""
+
+    id: int
+    index_name: str
+    op: Literal["upsert", "delete"]
+    vector_id: str
+    version: str | None
+    attempts: int
+
+
+class PreparedRow(NamedTuple):
+    """Vectors that were sent to the index ahead of their commit. `owner` is the process, `expires_at` its lease."""
+
+    id: str
+    index_name: str
+    vector_ids: tuple[str, ...]
+    owner: str
+    expires_at: float
+
+
+class ScoredRow(NamedTuple):
+    """A current version with one of its vectors."""
+
+    record: Record
+    vector_id: str
+    ord: int
+    vector: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCheckpoint:
+    step: StepKey
+    parent_id: str | None
+    head: Blob
+    metadata: str
+    manifest: Mapping[str, str]
+    """channel -> the id of its value"""
+    values: Mapping[str, Blob]
+    """channel -> its value"""
+    writes: Sequence[StoredWrite]
+
+
+# -- operations -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PutCheckpoint:
+    """Store a checkpoint: its head without channel values, and the values that are new to the thread."""
+
+    step: StepKey
+    parent_id: str | None
+    head: Blob
+    metadata: str
+    run_id: str | None
+    manifest: Mapping[str, str]
+    values: Mapping[str, Blob]
+    """value id -> value; one the thread already holds is stored once"""
+
+
+@dataclass(frozen=True, slots=True)
+class PutWrites:
+    """Store a task's pending writes. The first regular write of an index stays; special ones are replaced."""
+
+    step: StepKey
+    task_id: str
+    task_path: str
+    rows: tuple[WriteRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Keep a finished task's memory writes until its step lands; drafts already in the log are skipped."""
+
+    step: StepKey
+    task_id: str
+    task_path: str
+    drafts: tuple[Draft, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unstage:
+    """Forget what was staged for a step, or for one task of it."""
+
+    step: StepKey
+    task_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Remove what was staged for a step, which must be among `expected`; else raise `CommitRaced`."""
+
+    step: StepKey
+    expected: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Append drafts to the log and make them current. A version that is in the log already is skipped.
+
+    `indexes`: names of the vector indexes whose vectors of superseded versions must go.
+    `if_current`: skip a draft unless it replaces one of these versions (an item that expired, and not its successor).
+    """
+
+    drafts: tuple[Draft, ...]
+    indexes: tuple[str, ...] = ()
+    if_current: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PutEmbeddings:
+    rows: tuple[EmbeddingRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PutVectors:
+    """Bind vectors to versions; for an index in `deferred`, leave the upserts in its outbox."""
+
+    rows: tuple[VectorRow, ...]
+    deferred: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    row: PreparedRow
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Remove a prepare record, which must exist; `take_back` leaves the deletion of its vectors in the outbox."""
+
+    id: str
+    take_back: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxDone:
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxFailed:
+    """Count a failure and wait until `retry_at` (seconds since 1970); None quarantines the entry."""
+
+    ids: tuple[int, ...]
+    error: str
+    retry_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueIndex:
+    """Replace an index's outbox: everything current is queued for upsert, `deletes` for removal."""
+
+    index: str
+    upserts: tuple[str, ...]
+    deletes: tuple[str, ...]
+    replace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PutIndexMeta:
+    """What an index was built from; `generation` counts its rebuilds."""
+
+    index: str
+    model: str
+    dims: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """Refresh the expiry of items: (namespace, key, expires_at in seconds since 1970)."""
+
+    rows: tuple[tuple[Namespace, str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteThread:
+    thread_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRuns:
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyThread:
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteCheckpoints:
+    """Delete checkpoints with their writes and staged work, and free the values nothing refers to any more."""
+
+    steps: tuple[StepKey, ...]
+
+
+Op = (
+    PutCheckpoint | PutWrites | Stage | Unstage | Drain | Append | PutEmbeddings | PutVectors | Prepare | Settle
+    | OutboxDone | OutboxFailed | QueueIndex | PutIndexMeta | Touch | DeleteThread | DeleteRuns | CopyThread
+    | DeleteCheckpoints
+)  # fmt: skip
+
+Commit = tuple[Op, ...]
+
+
+# -- the seam ---------------------------------------------------------------------------------------
+
+
+class Reader(ABC):
+    """One consistent snapshot. Every method answers from the same moment."""
+
+    # checkpoints
+    @abstractmethod
+    def checkpoint(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
+    ) -> StoredCheckpoint | None:
+        """That checkpoint, or the latest of the namespace; its writes in the order LangGraph applies them."""
+
+    @abstractmethod
+    def checkpoints(
+        self,
+        *,
+        thread_id: str | None,
+        checkpoint_ns: str | None,
+        checkpoint_id: str | None,
+        before: tuple[str, str, str] | str | None,
+        limit: int,
+    ) -> list[StoredCheckpoint]:
+        """Newest first. `before` is a checkpoint id, or (checkpoint id, thread id, namespace) of a page's last row."""
+
+    @abstractmethod
+    def staged(self, step: StepKey) -> list[StagedDraft]:
+        """Memory writes of finished tasks whose step has not landed, in task path order."""
+
+    # items and the log
+    @abstractmethod
+    def item(self, namespace: Namespace, key: str, now: float) -> Record | None: ...
+
+    @abstractmethod
+    def items(self, prefix: Sequence[str], now: float) -> Iterator[Record]:
+        """Unexpired items under a namespace prefix, last written first."""
+
+    @abstractmethod
+    def namespaces(self, prefix: Sequence[str], now: float) -> list[Namespace]:
+        """Namespaces under a prefix that hold an unexpired item, sorted."""
+
+    @abstractmethod
+    def expired(self, now: float) -> list[Record]: ...
+
+    @abstractmethod
+    def log(
+        self,
+        *,
+        namespace: Namespace | None = None,
+        key: str | None = None,
+        after: int = 0,
+        limit: int | None = None,
+    ) -> list[LogEntry]:
+        """Entries with a sequence above `after`, oldest first."""
+
+    @abstractmethod
+    def last_seq(self) -> int: ...
+
+    # vectors
+    @abstractmethod
+    def embeddings(self, model: str, hashes: Sequence[bytes]) -> dict[bytes, bytes]: ...
+
+    @abstractmethod
+    def vector_count(self, index: str, prefix: Sequence[str], ceiling: int) -> int:
+        """How many current vectors lie under a prefix, counting no further than `ceiling`."""
+
+    @abstractmethod
+    def vectors(
+        self, index: str, model: str, prefix: Sequence[str], now: float
+    ) -> Iterator[ScoredRow]:
+        """Every current, unexpired version under a prefix with its vectors."""
+
+    @abstractmethod
+    def vectors_by_id(
+        self, index: str, model: str, ids: Sequence[str], now: float
+    ) -> list[ScoredRow]:
+        """Those of the ids that belong to a current, unexpired version."""
+
+    @abstractmethod
+    def vector_ids(self, index: str) -> Iterator[str]:
+        """Ids of the vectors of every current version."""
+
+    @abstractmethod
+    def unindexed(self, index: str) -> list[tuple[Record, IndexPaths]]:
+        """Current items without a vector in `index`, and which paths they asked to embed."""
+
+    @abstractmethod
+    def outbox(self, index: str, *, due: float | None, limit: int) -> list[OutboxRow]:
+        """Oldest first; with `due`, only entries whose turn has come and that are not quarantined."""
+
+    @abstractmethod
+    def pending_upserts(self, index: str) -> list[str]:
+        """Vector ids that the index may not hold yet, quarantined ones included."""
+
+    @abstractmethod
+    def pending_deletes(self, index: str) -> int: ...
+
+    @abstractmethod
+    def upsert_rows(self, index: str, model: str, ids: Sequence[str]) -> dict[str, ScoredRow]:
+        """What an upsert of those ids must send: current versions only."""
+
+    @abstractmethod
+    def prepared(self) -> list[PreparedRow]: ...
+
+    @abstractmethod
+    def index_meta(self, index: str) -> PutIndexMeta | None: ...
+
+    @abstractmethod
+    def counts(self) -> dict[str, int]:
+        """Rows by table."""
+
+
+class Storage(ABC):
+    """A database. `apply` is called by one thread at a time; `snapshot` by any."""
+
+    @abstractmethod
+    def open(self) -> str:
+        """Connect, migrate, and return the id this database keeps for life."""
+
+    @abstractmethod
+    def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
+        """Land each commit whole or not at all, durably before returning; None where it landed, else why not."""
+
+    @abstractmethod
+    def snapshot(self) -> AbstractContextManager[Reader]:
+        """A consistent view; leaving the context ends it."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @property
+    def location(self) -> Any:
+        """The database's file, where it has one: the default index lives beside it."""
+        return None

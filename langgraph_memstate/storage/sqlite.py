@@ -1,0 +1,293 @@
+"""SQLite: write-ahead log, `synchronous=FULL`, one connection that writes, a pool of connections that read."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from uuid import uuid4
+
+from langgraph_memstate.errors import (
+    CorruptRowError,
+    DatabaseOpenError,
+    DiskFullError,
+    MemStateError,
+    NewerSchemaError,
+    ReadOnlyError,
+    StorageClosedError,
+    StorageError,
+    TransientError,
+)
+from langgraph_memstate.storage.base import Commit, Reader, Storage
+from langgraph_memstate.storage.sqlite_read import SQLiteReader
+from langgraph_memstate.storage.sqlite_write import run_op
+
+APPLICATION_ID = 0x4D656D53  # "MemS", in the file's header
+MIGRATIONS = ("sqlite_0001.sql",)
+OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
+
+
+def storage_error(error: sqlite3.Error, doing: str) -> StorageError:
+    """The error of our tree that an error of the driver means."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    kinds: dict[str, tuple[type[StorageError], str]] = {
+        "SQLITE_BUSY": (TransientError, "another process kept the database busy; try again"),
+        "SQLITE_LOCKED": (TransientError, "the database is locked; try again"),
+        "SQLITE_FULL": (DiskFullError, "the disk is full; free space and try again"),
+        "SQLITE_READONLY": (ReadOnlyError, "the database is read-only; check the file's permissions"),
+        "SQLITE_PERM": (ReadOnlyError, "access was denied; check the file's permissions"),
+        "SQLITE_NOTADB": (DatabaseOpenError, "the file is not a SQLite database"),
+        "SQLITE_CANTOPEN": (DatabaseOpenError, "the file cannot be opened; check path and permissions"),
+        "SQLITE_CORRUPT": (CorruptRowError, "the file is damaged; restore it from a backup"),
+        "SQLITE_TOOBIG": (StorageError, "a value is larger than SQLite's limit"),
+    }
+    for prefix, (kind, advice) in kinds.items():
+        if name.startswith(prefix):
+            return kind(f"{doing}: {advice} ({error})")
+    return StorageError(f"{doing}: {error}")
+
+
+class SQLiteStorage(Storage):
+    """One SQLite file, shared by any number of threads and processes.
+
+    Args:
+        path: the file; it is created with its parent folders.
+        busy_timeout: seconds to wait for other processes before `TransientError`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 30.0) -> None:
+        self._path = Path(path)
+        self._busy_timeout = busy_timeout
+        self._writer: sqlite3.Connection | None = None
+        self._readers: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._pid = 0
+
+    @property
+    def location(self) -> Path | None:
+        return self._path
+
+    # -- opening ------------------------------------------------------------------------------------
+
+    def open(self) -> str:
+        if self._writer is not None:
+            raise StorageError(f"{self._path} is open already; one memory owns one storage")
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise DatabaseOpenError(
+                f"SQLite {sqlite3.sqlite_version} is too old: 3.37 or later is needed"
+            )
+        self._pid = os.getpid()
+        try:
+            self._make_parent()
+            writer = self._connect()
+            try:
+                store_id = self._migrate(writer)
+            except BaseException:
+                writer.close()
+                raise
+        except sqlite3.Error as error:
+            raise storage_error(error, f"opening {self._path}") from error
+        self._writer = writer
+        return store_id
+
+    def _make_parent(self) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseOpenError(f"the folder of {self._path} cannot be made: {error}") from error
+        if self._path.is_dir():
+            raise DatabaseOpenError(f"{self._path} is a folder; name a file in it")
+
+    def _connect(self) -> sqlite3.Connection:
+        conn = sqlite3.connect(
+            self._path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
+        )
+        try:
+            conn.execute("PRAGMA foreign_keys=ON")
+            conn.execute("PRAGMA synchronous=FULL")
+        except sqlite3.Error:
+            conn.close()
+            raise
+        return conn
+
+    def _migrate(self, conn: sqlite3.Connection) -> str:
+        self._use_wal(conn)
+        conn.execute("BEGIN IMMEDIATE")
+        try:
+            (application_id,) = conn.execute("PRAGMA application_id").fetchone()
+            (version,) = conn.execute("PRAGMA user_version").fetchone()
+            (tables,) = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if application_id != APPLICATION_ID and (tables or application_id):
+                raise DatabaseOpenError(
+                    f"{self._path} is a SQLite database of another program; choose a file of its own"
+                )
+            if version > len(MIGRATIONS):
+                raise NewerSchemaError(
+                    f"{self._path} has schema {version}; this release knows {len(MIGRATIONS)}. "
+                    "Upgrade langgraph-memstate to open it"
+                )
+            for name in MIGRATIONS[version:]:
+                script = resources.files("langgraph_memstate.storage.sql").joinpath(name).read_text()
+                for statement in _statements(script):
+                    conn.execute(statement)
+            if version < len(MIGRATIONS):
+                conn.execute(f"PRAGMA application_id={APPLICATION_ID}")
+                conn.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+            conn.execute("INSERT OR IGNORE INTO meta VALUES ('store_id', ?)", (uuid4().hex,))
+            (store_id,) = conn.execute("SELECT value FROM meta WHERE key = 'store_id'").fetchone()
+            conn.execute("COMMIT")
+        except BaseException:
+            if conn.in_transaction:
+                conn.execute("ROLLBACK")
+            raise
+        return str(store_id)
+
+    def _use_wal(self, conn: sqlite3.Connection) -> None:
+        # Changing the mode does not wait on the busy timeout, so many processes opening a new file would collide.
+        deadline = time.monotonic() + self._busy_timeout
+        while True:
+            try:
+                (mode,) = conn.execute("PRAGMA journal_mode=WAL").fetchone()
+            except sqlite3.OperationalError as error:
+                if getattr(error, "sqlite_errorname", "") not in ("SQLITE_BUSY", "SQLITE_BUSY_RECOVERY"):
+                    raise
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+                continue
+            if mode != "wal" and self._path.name:
+                raise DatabaseOpenError(
+                    f"{self._path}: no write-ahead log here (journal mode {mode}); "
+                    "use a local file system"
+                )
+            return
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
+        conn = self._open_writer()
+        try:
+            return self._apply_together(conn, commits)
+        except sqlite3.Error as error:
+            self._rollback(conn)
+            if len(commits) == 1:
+                return [storage_error(error, "committing")]
+        # The shared transaction is gone. One commit may be to blame, so each gets its own.
+        return [outcome for commit in commits for outcome in self.apply((commit,))]
+
+    def _apply_together(
+        self, conn: sqlite3.Connection, commits: Sequence[Commit]
+    ) -> list[BaseException | None]:
+        outcomes: list[BaseException | None] = []
+        conn.execute("BEGIN IMMEDIATE")
+        try:
+            for commit in commits:
+                outcomes.append(self._apply_one(conn, commit))
+            conn.execute("COMMIT")
+        except BaseException:
+            self._rollback(conn)
+            raise
+        return outcomes
+
+    def _apply_one(self, conn: sqlite3.Connection, commit: Commit) -> BaseException | None:
+        """Run one commit under a savepoint. Errors that end the transaction itself are raised."""
+        conn.execute("SAVEPOINT one")
+        try:
+            for op in commit:
+                run_op(conn, op)
+        except MemStateError as error:
+            conn.execute("ROLLBACK TO one")
+            conn.execute("RELEASE one")
+            return error
+        except (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError, OverflowError) as error:
+            conn.execute("ROLLBACK TO one")
+            conn.execute("RELEASE one")
+            failure = StorageError(f"a value does not fit the database: {error}")
+            failure.__cause__ = error
+            return failure
+        conn.execute("RELEASE one")
+        return None
+
+    @staticmethod
+    def _rollback(conn: sqlite3.Connection) -> None:
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+
+    def _open_writer(self) -> sqlite3.Connection:
+        self._check_open()
+        assert self._writer is not None
+        return self._writer
+
+    def _check_open(self) -> None:
+        if self._writer is None:
+            raise StorageClosedError(f"{self._path} is closed; open the memory again")
+        if os.getpid() != self._pid:
+            raise StorageClosedError(
+                "this process was forked from the one that opened the database; "
+                "open the memory again in the child"
+            )
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Reader]:
+        conn = self._take_reader()
+        healthy = False
+        try:
+            conn.execute("BEGIN")
+            yield SQLiteReader(conn)
+            healthy = True
+        except sqlite3.Error as error:
+            raise storage_error(error, "reading") from error
+        except MemStateError:
+            healthy = True
+            raise
+        finally:
+            self._give_back(conn, healthy)
+
+    def _take_reader(self) -> sqlite3.Connection:
+        with self._lock:
+            self._check_open()
+            if self._readers:
+                return self._readers.pop()
+        try:
+            conn = self._connect()
+            conn.execute("PRAGMA query_only=ON")
+        except sqlite3.Error as error:
+            raise storage_error(error, f"opening {self._path}") from error
+        return conn
+
+    def _give_back(self, conn: sqlite3.Connection, healthy: bool) -> None:
+        if healthy:
+            conn.execute("ROLLBACK")
+            with self._lock:
+                if self._writer is not None:
+                    self._readers.append(conn)
+                    return
+        conn.close()
+
+    def close(self) -> None:
+        with self._lock:
+            readers, self._readers = self._readers, []
+            writer, self._writer = self._writer, None
+        if os.getpid() != self._pid:
+            return  # the parent's connections: closing them here would drop its locks
+        for conn in readers:
+            conn.close()
+        if writer is not None:
+            writer.close()
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a migration, one by one: `executescript` would commit the transaction."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

@@ -1,0 +1,325 @@
+"""How SQLite runs each operation of a commit. Values are bound; no statement contains data."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+from langgraph_memstate.errors import CommitRaced, CorruptRowError, TransientError
+from langgraph_memstate.facts import Draft, encode_namespace
+from langgraph_memstate.storage.base import (
+    Append,
+    CopyThread,
+    DeleteCheckpoints,
+    DeleteRuns,
+    DeleteThread,
+    Drain,
+    Op,
+    OutboxDone,
+    OutboxFailed,
+    Prepare,
+    PutCheckpoint,
+    PutEmbeddings,
+    PutIndexMeta,
+    PutVectors,
+    PutWrites,
+    QueueIndex,
+    Settle,
+    Stage,
+    StepKey,
+    Touch,
+    Unstage,
+)
+
+Run = Callable[[sqlite3.Connection, Any], None]
+
+THIS_STEP = "thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+
+
+def run_op(conn: sqlite3.Connection, op: Op) -> None:
+    """Run one operation inside the caller's transaction."""
+    _RUN[type(op)](conn, op)
+
+
+# -- checkpoints ------------------------------------------------------------------------------------
+
+
+def _put_checkpoint(conn: sqlite3.Connection, op: PutCheckpoint) -> None:
+    conn.executemany(
+        "INSERT OR IGNORE INTO channel_values VALUES (?, ?, ?, ?)",
+        [(op.step.thread_id, value_id, *blob) for value_id, blob in op.values.items()],
+    )
+    conn.execute(
+        "INSERT OR REPLACE INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_id, run_id, seq, "
+        "head_type, head, metadata, manifest) "
+        "VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) FROM facts), ?, ?, ?, ?)",
+        (*op.step, op.parent_id, op.run_id, *op.head, op.metadata, _json(dict(op.manifest))),
+    )
+    reused = set(op.manifest.values()) - op.values.keys()
+    if reused:
+        (held,) = conn.execute(
+            "SELECT count(*) FROM channel_values WHERE thread_id = ? AND value_id IN (SELECT value FROM json_each(?))",
+            (op.step.thread_id, json.dumps(list(reused))),
+        ).fetchone()
+        if held < len(reused):
+            raise CommitRaced("values of the checkpoint before this one were deleted meanwhile")
+
+
+def _put_writes(conn: sqlite3.Connection, op: PutWrites) -> None:
+    for special in (True, False):
+        verb = "REPLACE" if special else "IGNORE"
+        conn.executemany(
+            f"INSERT OR {verb} INTO writes (thread_id, checkpoint_ns, checkpoint_id, task_path, task_id, idx, "
+            "channel, type, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (*op.step, op.task_path, op.task_id, row.idx, row.channel, *row.value)
+                for row in op.rows
+                if (row.idx < 0) is special
+            ],
+        )
+
+
+def _delete_thread(conn: sqlite3.Connection, op: DeleteThread) -> None:
+    for table in ("checkpoints", "channel_values", "writes", "staged"):
+        conn.execute(f"DELETE FROM {table} WHERE thread_id = ?", (op.thread_id,))
+
+
+def _delete_runs(conn: sqlite3.Connection, op: DeleteRuns) -> None:
+    steps = [
+        StepKey(*row)
+        for run_id in op.run_ids
+        for row in conn.execute(
+            "SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints WHERE run_id = ?", (run_id,)
+        )
+    ]
+    _delete_checkpoints(conn, DeleteCheckpoints(tuple(steps)))
+
+
+def _delete_checkpoints(conn: sqlite3.Connection, op: DeleteCheckpoints) -> None:
+    for table in ("checkpoints", "writes", "staged"):
+        conn.executemany(f"DELETE FROM {table} WHERE {THIS_STEP}", op.steps)
+    for thread_id in {step.thread_id for step in op.steps}:
+        conn.execute(
+            "DELETE FROM channel_values WHERE thread_id = ?1 AND value_id NOT IN ("
+            "SELECT used.value FROM checkpoints, json_each(checkpoints.manifest) AS used "
+            "WHERE checkpoints.thread_id = ?1)",
+            (thread_id,),
+        )
+
+
+def _copy_thread(conn: sqlite3.Connection, op: CopyThread) -> None:
+    columns = {
+        "checkpoints": "checkpoint_ns, checkpoint_id, parent_id, run_id, seq, head_type, head, metadata, manifest",
+        "channel_values": "value_id, type, data",
+        "writes": "checkpoint_ns, checkpoint_id, task_path, task_id, idx, channel, type, data",
+    }
+    for table, copied in columns.items():
+        conn.execute(
+            f"INSERT OR REPLACE INTO {table} (thread_id, {copied}) "
+            f"SELECT ?, {copied} FROM {table} WHERE thread_id = ?",
+            (op.target, op.source),
+        )
+
+
+# -- staged work ------------------------------------------------------------------------------------
+
+
+def _stage(conn: sqlite3.Connection, op: Stage) -> None:
+    known = conn.execute(
+        f"SELECT 1 FROM staged WHERE {THIS_STEP} AND task_id = ?", (*op.step, op.task_id)
+    ).fetchone()
+    if known:
+        return  # like the task's writes: the first account of a finished task stays
+    conn.executemany(
+        "INSERT INTO staged SELECT ?, ?, ?, ?, ?, ?, ?, ? "
+        "WHERE NOT EXISTS (SELECT 1 FROM facts WHERE version = ?)",
+        [
+            (*op.step, op.task_id, ord_, op.task_path, draft.version, draft.dumps(), draft.version)
+            for ord_, draft in enumerate(op.drafts)
+        ],
+    )
+
+
+def _unstage(conn: sqlite3.Connection, op: Unstage) -> None:
+    if op.task_id is None:
+        conn.execute(f"DELETE FROM staged WHERE {THIS_STEP}", op.step)
+    else:
+        conn.execute(
+            f"DELETE FROM staged WHERE {THIS_STEP} AND task_id = ?", (*op.step, op.task_id)
+        )
+
+
+def _drain(conn: sqlite3.Connection, op: Drain) -> None:
+    rows = conn.execute(f"SELECT version FROM staged WHERE {THIS_STEP}", op.step).fetchall()
+    if unknown := {version for (version,) in rows} - op.expected:
+        raise CommitRaced(f"{len(unknown)} memory writes were staged while the step was committed")
+    if rows:
+        conn.execute(f"DELETE FROM staged WHERE {THIS_STEP}", op.step)
+
+
+# -- the log ----------------------------------------------------------------------------------------
+
+
+def _append(conn: sqlite3.Connection, op: Append) -> None:
+    (last,) = conn.execute("SELECT coalesce(max(seq), 0) FROM facts").fetchone()
+    seq = last
+    for draft in op.drafts:
+        if conn.execute("SELECT 1 FROM facts WHERE version = ?", (draft.version,)).fetchone():
+            continue
+        ns = encode_namespace(draft.namespace)
+        old = conn.execute(
+            "SELECT version, created_at FROM items WHERE ns = ? AND key = ?", (ns, draft.key)
+        ).fetchone()
+        if op.if_current is not None and (old is None or old[0] not in op.if_current):
+            continue
+        seq += 1
+        _log(conn, seq, last + 1, ns, draft, old[0] if old else None)
+        if draft.op == "delete":
+            conn.execute("DELETE FROM items WHERE ns = ? AND key = ?", (ns, draft.key))
+        else:
+            conn.execute(
+                "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    ns, draft.key, draft.version, seq, draft.type, draft.value, old[1] if old else draft.ts, draft.ts,
+                    draft.ttl, None if draft.ttl is None else draft.ts + draft.ttl * 60,
+                ),
+            )  # fmt: skip
+        if old and op.indexes:
+            _retire_vectors(conn, old[0], op.indexes)
+
+
+def _log(
+    conn: sqlite3.Connection, seq: int, commit_id: int, ns: str, draft: Draft, supersedes: str | None
+) -> None:
+    origin = draft.origin
+    conn.execute(
+        "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            seq, draft.version, commit_id, ns, draft.key, draft.op, draft.type, draft.value, supersedes,
+            _json(draft.index), draft.ttl, draft.schema, draft.schema_version, origin.thread_id,
+            origin.checkpoint_ns, origin.checkpoint_id, origin.task_id, origin.node, origin.run_id,
+            origin.actor, origin.reason, draft.ts,
+        ),
+    )  # fmt: skip
+
+
+def _retire_vectors(conn: sqlite3.Connection, version: str, indexes: tuple[str, ...]) -> None:
+    for name in indexes:
+        conn.execute(
+            "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
+            "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
+            "WHERE version = ? AND index_name = ?",
+            (version, name),
+        )
+
+
+def _touch(conn: sqlite3.Connection, op: Touch) -> None:
+    conn.executemany(
+        "UPDATE items SET expires_at = ? WHERE ns = ? AND key = ? AND expires_at IS NOT NULL",
+        [(expires_at, encode_namespace(ns), key) for ns, key, expires_at in op.rows],
+    )
+
+
+# -- vectors ----------------------------------------------------------------------------------------
+
+
+def _put_embeddings(conn: sqlite3.Connection, op: PutEmbeddings) -> None:
+    conn.executemany("INSERT OR IGNORE INTO embeddings VALUES (?, ?, ?)", op.rows)
+
+
+def _put_vectors(conn: sqlite3.Connection, op: PutVectors) -> None:
+    conn.executemany(
+        "INSERT OR IGNORE INTO vectors (version, index_name, ord, vector_id, text_hash) VALUES (?, ?, ?, ?, ?)",
+        [(row.version, row.index_name, row.ord, row.vector_id, row.text_hash) for row in op.rows],
+    )
+    conn.executemany(
+        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) VALUES (?, 'upsert', ?, ?, 0)",
+        [(row.index_name, row.vector_id, row.version) for row in op.rows if row.index_name in op.deferred],
+    )
+
+
+def _prepare(conn: sqlite3.Connection, op: Prepare) -> None:
+    row = op.row
+    conn.execute(
+        "INSERT INTO prepared VALUES (?, ?, ?, ?, ?)",
+        (row.id, row.index_name, _json(row.vector_ids), row.owner, row.expires_at),
+    )
+
+
+def _settle(conn: sqlite3.Connection, op: Settle) -> None:
+    row = conn.execute("SELECT index_name, vector_ids FROM prepared WHERE id = ?", (op.id,)).fetchone()
+    if row is None:
+        raise TransientError("the commit took so long that another process took its vectors back; try again")
+    conn.execute("DELETE FROM prepared WHERE id = ?", (op.id,))
+    if op.take_back:
+        conn.executemany(
+            "INSERT INTO outbox (index_name, op, vector_id, retry_at) VALUES (?, 'delete', ?, 0)",
+            [(row[0], vector_id) for vector_id in _list(row[1])],
+        )
+
+
+def _outbox_done(conn: sqlite3.Connection, op: OutboxDone) -> None:
+    conn.executemany("DELETE FROM outbox WHERE id = ?", [(id_,) for id_ in op.ids])
+
+
+def _outbox_failed(conn: sqlite3.Connection, op: OutboxFailed) -> None:
+    conn.executemany(
+        "UPDATE outbox SET attempts = attempts + 1, retry_at = ?, error = ? WHERE id = ?",
+        [(op.retry_at, op.error, id_) for id_ in op.ids],
+    )
+
+
+def _queue_index(conn: sqlite3.Connection, op: QueueIndex) -> None:
+    if op.replace:
+        conn.execute("DELETE FROM outbox WHERE index_name = ?", (op.index,))
+    conn.executemany(
+        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
+        "SELECT index_name, 'upsert', vector_id, version, 0 FROM vectors WHERE index_name = ? AND vector_id = ?",
+        [(op.index, vector_id) for vector_id in op.upserts],
+    )
+    conn.executemany(
+        "INSERT INTO outbox (index_name, op, vector_id, retry_at) VALUES (?, 'delete', ?, 0)",
+        [(op.index, vector_id) for vector_id in op.deletes],
+    )
+
+
+def _put_index_meta(conn: sqlite3.Connection, op: PutIndexMeta) -> None:
+    conn.execute(
+        "INSERT OR REPLACE INTO indexes VALUES (?, ?, ?, ?)", (op.index, op.model, op.dims, op.generation)
+    )
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _list(text: str) -> list[str]:
+    try:
+        return [str(entry) for entry in json.loads(text)]
+    except (TypeError, ValueError) as error:
+        raise CorruptRowError(f"a prepare record cannot be read: {error}") from error
+
+
+_RUN: dict[type, Run] = {
+    PutCheckpoint: _put_checkpoint,
+    PutWrites: _put_writes,
+    Stage: _stage,
+    Unstage: _unstage,
+    Drain: _drain,
+    Append: _append,
+    Touch: _touch,
+    PutEmbeddings: _put_embeddings,
+    PutVectors: _put_vectors,
+    Prepare: _prepare,
+    Settle: _settle,
+    OutboxDone: _outbox_done,
+    OutboxFailed: _outbox_failed,
+    QueueIndex: _queue_index,
+    PutIndexMeta: _put_index_meta,
+    DeleteThread: _delete_thread,
+    DeleteRuns: _delete_runs,
+    CopyThread: _copy_thread,
+    DeleteCheckpoints: _delete_checkpoints,
+}
