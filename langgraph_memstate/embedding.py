@@ -66,10 +66,9 @@ class Embedder:
 
     def _embed(self, texts: list[str], *, query: bool) -> list[Vector | None]:
         try:
-            raw = self._call(texts, query=query)
+            vectors = list(self._call(texts, query=query))
         except Exception as error:
             raise EmbeddingError(f"the embedding model failed: {error!r}; nothing was written") from error
-        vectors = list(raw)
         if len(vectors) != len(texts):
             raise EmbeddingError(f"the embedding model returned {len(vectors)} vectors for {len(texts)} texts")
         return [self._unit(vector) for vector in vectors]
@@ -159,6 +158,19 @@ def texts_of(value: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
     """
     found = (text for path in paths for text in _texts_at(dict(value), _tokens(path), 0))
     return [text for text in found if text.strip()]
+
+
+def check_paths(paths: object) -> tuple[str, ...]:
+    """Return `paths` if they are paths into a value.
+
+    Raises:
+        IndexConfigError: they are not a list of strings, or one of them cannot be read.
+    """
+    if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):
+        raise IndexConfigError(f"{paths!r} is not a list of paths into a value")
+    for path in paths:
+        _tokens(path)
+    return tuple(paths)
 
 
 @lru_cache(maxsize=1024)

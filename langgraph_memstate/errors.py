@@ -80,7 +80,7 @@ class NamespaceError(MemStateError, ValueError):
 
 
 class KeyTypeError(MemStateError, TypeError):
-    """A key or id is not a non-empty string."""
+    """A key, an id or a word of provenance is not a string that can be stored."""
 
 
 class FilterError(MemStateError, ValueError):

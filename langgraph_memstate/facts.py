@@ -28,9 +28,11 @@ IndexPaths = Literal[False] | tuple[str, ...] | None
 _END = "\x1f"  # ends every label: a prefix is then a range that cannot confuse ("a",) with ("ab",)
 _AFTER_END = "\x20"
 _ESCAPE = "\x1b"
-_ESCAPES = {_ESCAPE: _ESCAPE + "e", _END: _ESCAPE + "u"}
-_UNESCAPES = {"e": _ESCAPE, "u": _END}
+_LAST = "\U0010ffff"  # no label begins with it once encoded, so it ends the range of everything
+_ESCAPES = {_ESCAPE: _ESCAPE + "e", _END: _ESCAPE + "u", _LAST: _ESCAPE + "l"}
+_UNESCAPES = {"e": _ESCAPE, "u": _END, "l": _LAST}
 
+_LONGEST_TTL = 1e12  # minutes; what is longer is no time to live
 
 # -- addresses ------------------------------------------------------------------------------------
 
@@ -63,6 +65,30 @@ def check_key(key: object) -> str:
     if not isinstance(key, str) or not key or not _is_unicode(key):
         raise KeyTypeError(f"a key is a non-empty string, not {key!r}")
     return key
+
+
+def check_text(name: str, text: object) -> str | None:
+    """Return `text` if it is a string of valid Unicode, or None.
+
+    Raises:
+        KeyTypeError: it is anything else.
+    """
+    if text is None or (isinstance(text, str) and _is_unicode(text)):
+        return text
+    raise KeyTypeError(f"{name}={text!r} is not a string of valid Unicode")
+
+
+def check_ttl(ttl: object) -> float | None:
+    """Return `ttl` if it is a time to live in minutes, or None.
+
+    Raises:
+        SerializationError: it is anything else.
+    """
+    if ttl is None:
+        return None
+    if isinstance(ttl, int | float) and not isinstance(ttl, bool) and 0 <= ttl <= _LONGEST_TTL:
+        return float(ttl)
+    raise SerializationError(f"ttl={ttl!r} is not a number of minutes")
 
 
 def _is_unicode(text: str) -> bool:
@@ -104,7 +130,7 @@ def decode_namespace(encoded: str) -> Namespace:
 def namespace_range(prefix: Sequence[str]) -> tuple[str, str]:
     """The half-open range of encoded namespaces that start with the labels of `prefix`."""
     encoded = encode_namespace(prefix)
-    return (encoded, encoded[:-1] + _AFTER_END) if encoded else ("", "\U0010ffff")
+    return (encoded, encoded[:-1] + _AFTER_END) if encoded else ("", _LAST)
 
 
 # -- versions -------------------------------------------------------------------------------------
@@ -148,23 +174,25 @@ def encode_value(value: Mapping[str, Any]) -> str:
 
 
 _MAX_DEPTH = 200
+_MAX_INT_BITS = 14_000  # about 4,200 digits: Python refuses to read more than 4,300 back
 
 
 def _not_json(value: object, path: str, depth: int) -> str | None:
     """Why `value` cannot be stored as JSON without changing, or None."""
-    kind = type(value)
-    if kind is str:
-        return None if _is_unicode(value) else f"{path} is not valid Unicode"  # type: ignore[arg-type]
-    if kind is int or kind is bool or value is None:
+    if isinstance(value, str):  # also of a class of its own, as the text of a message is
+        return None if _is_unicode(value) else f"{path} is not valid Unicode"
+    if value is None or isinstance(value, bool):
         return None
-    if kind is float:
-        finite = math.isfinite(value)  # type: ignore[arg-type]
-        return None if finite else f"{path} is {value!r}, which JSON has no number for"
+    if isinstance(value, int):
+        bits = value.bit_length()
+        return None if bits <= _MAX_INT_BITS else f"{path} is an integer of {bits} bits; {_MAX_INT_BITS} fit"
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{path} is {value!r}, which JSON has no number for"
     if depth > _MAX_DEPTH:
-        return f"{path} is nested deeper than {_MAX_DEPTH} levels"
+        return f"{path[:100]}… is nested deeper than {_MAX_DEPTH} levels"
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            if type(key) is not str or not _is_unicode(key):
+            if not isinstance(key, str) or not _is_unicode(key):
                 return f"{path} has the key {key!r}; JSON keys are strings"
             if problem := _not_json(inner, f"{path}.{key}", depth + 1):
                 return problem
@@ -174,6 +202,7 @@ def _not_json(value: object, path: str, depth: int) -> str | None:
             if problem := _not_json(inner, f"{path}[{position}]", depth + 1):
                 return problem
         return None
+    kind = type(value)
     return (
         f"{path} is a {kind.__module__}.{kind.__qualname__}, which JSON cannot hold; "
         "store a string, number, list or dict (for a Pydantic model: model_dump(mode='json'))"
@@ -206,6 +235,10 @@ class Origin:
     run_id: str | None = None
     actor: str | None = None
     reason: str | None = None
+
+    def __post_init__(self) -> None:
+        for known in fields(self):
+            check_text(known.name, getattr(self, known.name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,12 @@ def compile_filter(filter: Mapping[str, Any] | None) -> Predicate | None:
         return None
     if not isinstance(filter, Mapping):
         raise FilterError(f"a filter is a dict from fields to values, not {type(filter).__name__}")
-    _check(filter, "filter")
+    if misplaced := [key for key in filter if key in _OPERATORS]:
+        raise FilterError(f"filter: {misplaced[0]} belongs under the field it compares: {{'field': {{'$eq': 1}}}}")
+    try:
+        _check(filter, "filter")
+    except RecursionError as error:
+        raise FilterError("the filter is nested too deep") from error
     if not filter:
         return None
     return lambda value: all(_matches(value.get(key), wanted) for key, wanted in filter.items())
@@ -42,11 +47,24 @@ def _check(wanted: Any, path: str) -> None:
                 raise FilterError(f"{path}: unknown operator {key!r}; there are {known}")
             if key in _ORDERED and not isinstance(inner, int | float | str):
                 raise FilterError(f"{path}: {key} compares numbers or strings, not {inner!r}")
-            if not operators:
-                _check(inner, f"{path}.{key}")
+            (_check_operand if operators else _check)(inner, f"{path}.{key}")
     elif isinstance(wanted, list | tuple):
         for position, inner in enumerate(wanted):
             _check(inner, f"{path}[{position}]")
+    else:
+        _check_operand(wanted, path)
+
+
+def _check_operand(wanted: Any, path: str) -> None:
+    """Operands of `$eq` and `$ne` are plain values, in which a dict is a dict."""
+    if isinstance(wanted, Mapping):
+        for key, inner in wanted.items():
+            if not isinstance(key, str):
+                raise FilterError(f"{path}: field {key!r} is not a string")
+            _check_operand(inner, f"{path}.{key}")
+    elif isinstance(wanted, list | tuple):
+        for position, inner in enumerate(wanted):
+            _check_operand(inner, f"{path}[{position}]")
     elif wanted is not None and not isinstance(wanted, str | int | float | bool):
         raise FilterError(f"{path}: {wanted!r} is not a JSON value")
 

@@ -10,21 +10,20 @@ from uuid import UUID, uuid5
 
 import numpy as np
 
-from langgraph_memstate.embedding import Embedder, text_hash, texts_of
+from langgraph_memstate.embedding import Embedder, check_paths, text_hash, texts_of
 from langgraph_memstate.errors import IndexConfigError, VectorSyncError
 from langgraph_memstate.facts import Draft, decode_value
 from langgraph_memstate.hooks.base import IndexSpec, IndexState, SyncHook, Vector, VectorRecord
 from langgraph_memstate.storage.base import (
+    EXACT,
     EmbeddingRow,
     PutIndexMeta,
-    Reader,
     ScoredRow,
+    Storage,
     VectorRow,
 )
 
 logger = logging.getLogger("langgraph_memstate")
-
-EXACT = "exact"  # the name of an index without a vector database
 
 
 def vector_id(version: str, ord_: int) -> str:
@@ -46,7 +45,7 @@ class VectorIndex:
 
     def __init__(self, embedder: Embedder, fields: Sequence[str], hook: SyncHook | None = None) -> None:
         self.embedder = embedder
-        self.fields = tuple(fields)
+        self.fields = check_paths(tuple(fields))
         self.hook = hook
         self.name = EXACT if hook is None else hook.name
         self.state: IndexState | None = None
@@ -71,11 +70,12 @@ class VectorIndex:
         return texts_of(decode_value(draft.value), self.fields if draft.index is None else draft.index)
 
     def embed(
-        self, drafts: Sequence[Draft], reader: Reader
+        self, drafts: Sequence[Draft], storage: Storage
     ) -> tuple[list[VectorRow], list[EmbeddingRow], dict[str, Vector]]:
         """Vector rows of `drafts`, the embeddings SQL does not hold yet, and every vector by id.
 
-        A text is embedded once, however often it occurs and whichever version held it before.
+        A text is embedded once, however often it occurs and whichever version held it before. The model is called
+        outside of any snapshot: it may take long, and an async one may need the very thread that waits to read.
         """
         texts = {
             (draft.version, ord_): text
@@ -83,7 +83,8 @@ class VectorIndex:
             for ord_, text in enumerate(self.texts(draft))
         }
         hashes = {text: text_hash(text) for text in texts.values()}
-        known = reader.embeddings(self.model, list(hashes.values()))
+        with storage.snapshot() as reader:
+            known = reader.embeddings(self.model, list(hashes.values()))
         missing = [text for text, hash_ in hashes.items() if hash_ not in known]
         fresh: list[EmbeddingRow] = []
         if missing:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from pydantic import BaseModel
 
 from langgraph_memstate.commit import Writer
-from langgraph_memstate.embedding import Embedder, home_loop
+from langgraph_memstate.embedding import Embedder, check_paths, home_loop
 from langgraph_memstate.errors import (
     DatabaseOpenError,
     IndexConfigError,
@@ -33,6 +33,8 @@ from langgraph_memstate.facts import (
     Record,
     check_key,
     check_namespace,
+    check_text,
+    check_ttl,
     encode_value,
     new_version,
 )
@@ -45,6 +47,8 @@ from langgraph_memstate.schemas import Pattern, SchemaRegistry
 from langgraph_memstate.storage.base import Append, Commit, Storage, Touch
 from langgraph_memstate.storage.memory import InMemoryStorage
 from langgraph_memstate.storage.sqlite import SQLiteStorage
+from langgraph_memstate.transaction import Transaction
+from langgraph_memstate.verify import VerifyReport, repair_index, verify_index
 
 if TYPE_CHECKING:
     from langgraph_memstate.graph.checkpointer import MemStateCheckpointer
@@ -66,32 +70,6 @@ class StepScope(Protocol):
         """Whether any of these staged versions has been committed since."""
 
 
-@dataclass(frozen=True, slots=True)
-class IndexReport:
-    """One index beside SQL. `missing` and `orphaned` are vector ids; `unembedded` counts values never embedded."""
-
-    index: str
-    reachable: bool
-    missing: tuple[str, ...] = ()
-    orphaned: tuple[str, ...] = ()
-    pending: int = 0
-    quarantined: int = 0
-    unembedded: int = 0
-
-    @property
-    def ok(self) -> bool:
-        return self.reachable and not (self.missing or self.orphaned or self.quarantined or self.unembedded)
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    indexes: tuple[IndexReport, ...]
-
-    @property
-    def ok(self) -> bool:
-        return all(report.ok for report in self.indexes)
-
-
 class MemoryStore:
     """Thread state, facts and vectors over one database.
 
@@ -110,6 +88,8 @@ class MemoryStore:
     ) -> None:
         if vector_sync not in ("atomic", "deferred"):
             raise IndexConfigError(f"vector_sync is 'atomic' or 'deferred', not {vector_sync!r}")
+        if index is not None:
+            _check_index_config(index)
         self.storage = storage
         self.schemas = SchemaRegistry()
         self.store_id = storage.open()
@@ -120,11 +100,9 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._closed = False
         self._index_config = dict(index) if index else None
-        self._transaction: contextvars.ContextVar[list[Draft] | None] = contextvars.ContextVar(
-            "memstate_transaction", default=None
-        )
-        if index is not None:
-            _check_index_config(index)
+        self._transaction: ContextVar[Transaction | None] = ContextVar("memstate_transaction", default=None)
+        self._at_close: list[Callable[[], object]] = []
+        self._pid = os.getpid()
 
     @classmethod
     def open(
@@ -304,11 +282,11 @@ class MemoryStore:
         origin: Origin | None = None,
     ) -> Draft:
         """A validated write, ready for `write`. `ttl` is in minutes."""
-        namespace, key = check_namespace(namespace), check_key(key)
+        namespace, key, type = check_namespace(namespace), check_key(key), check_text("type", type)
         value, schema = self.schemas.validate(namespace, type, value)
         return Draft(
             new_version(), namespace, key, "put", encode_value(value),
-            type=type, index=index, ttl=ttl, schema=schema, origin=origin or Origin(),
+            type=type, index=index, ttl=check_ttl(ttl), schema=schema, origin=origin or Origin(),
         )  # fmt: skip
 
     def draft_delete(self, namespace: Namespace, key: str, *, origin: Origin | None = None) -> Draft:
@@ -321,37 +299,24 @@ class MemoryStore:
         self._check_open()
         if not drafts:
             return
-        waiting = self._transaction.get()
-        if waiting is not None:
-            waiting.extend(drafts)
-        elif self._scope is None or not self._scope.stage(drafts):
+        transaction = self._transaction.get()
+        if transaction is not None and transaction.take(drafts):
+            return
+        if self._scope is None or not self._scope.stage(drafts):
             self._outbox.commit(drafts)
 
-    @contextmanager
-    def transaction(self) -> Iterator[MemoryStore]:
-        """Collect the writes of this context and land them in one commit at its end, or none after an error.
+    def transaction(self) -> Transaction:
+        """Collect the writes of a ``with`` block and land them in one commit at its end, or none after an error.
 
-        Reads inside see what is committed. A transaction inside another joins it.
+        Reads inside see what is committed. A block inside another is part of its commit. ``async with`` works too.
         """
-        if self._transaction.get() is not None:
-            yield self
-            return
-        drafts: list[Draft] = []
-        token = self._transaction.set(drafts)
-        try:
-            yield self
-        finally:
-            self._transaction.reset(token)
-        self.write(drafts)
-
-    def land(
-        self, drafts: Sequence[Draft], before: Commit = (), after: Commit = ()
-    ) -> Future[None]:
-        """Start one atomic commit of drafts and the operations around them; for the graph's checkpointer."""
         self._check_open()
-        if self._outbox.is_plain(drafts):
-            return self._writer.submit(self._outbox.plain(drafts, before, after))
-        return self._submit(functools.partial(self._outbox.commit, drafts, before, after))
+        return Transaction(self, self._transaction)
+
+    def land(self, drafts: Sequence[Draft], before: Commit = (), after: Commit = ()) -> None:
+        """Land one atomic commit of drafts and the operations around them; for the graph's checkpointer."""
+        self._check_open()
+        self._outbox.commit(drafts, before, after)
 
     # -- reading ------------------------------------------------------------------------------------
 
@@ -359,7 +324,7 @@ class MemoryStore:
         """What the caller may see now: what is committed and, inside a step, what its task staged."""
         self._check_open()
         index = self._outbox.indexes[0] if self._outbox.indexes else None
-        return View(self.storage, index, self._scope)
+        return View(self.storage, index, self._scope, self._outbox.catch_up)
 
     def get(self, namespace: str | Namespace, key: str) -> Fact | None:
         """The current version of a fact, or None. A string is a fact type."""
@@ -411,14 +376,13 @@ class MemoryStore:
 
     def touch(self, records: Iterable[Record]) -> None:
         """Start the time to live of these items again."""
-        now = time.time()
-        rows = tuple(
-            (record.namespace, record.key, now + record.ttl * 60)
+        addresses = tuple(
+            (record.namespace, record.key)
             for record in records
             if record.ttl is not None and record.seq  # a staged item has no row yet
         )
-        if rows:
-            self._writer.submit((Touch(rows),)).result()
+        if addresses:
+            self._writer.submit((Touch(addresses, time.time()),)).result()
 
     def sweep(self) -> int:
         """Delete items whose time to live is over, as log entries with reason ``ttl``; returns how many."""
@@ -431,7 +395,7 @@ class MemoryStore:
             )
             names = tuple(index.name for index in self._outbox.indexes if index.hook is not None)
             versions = frozenset(record.version for record in expired)
-            self._writer.submit((Append(drafts, names, if_current=versions),)).result()
+            self._writer.submit((Append(drafts, names, if_expired=versions),)).result()
         return len(expired)
 
     # -- upkeep -------------------------------------------------------------------------------------
@@ -448,42 +412,7 @@ class MemoryStore:
     def verify(self) -> VerifyReport:
         """Compare SQL and every index in both directions. Changes nothing."""
         self._check_open()
-        return VerifyReport(tuple(self._verify(index) for index in self._outbox.indexes))
-
-    def _verify(self, index: VectorIndex) -> IndexReport:
-        held: set[str] | None = None
-        if index.hook is not None and index.follows:
-            try:
-                held = index.held_ids()
-            except Exception as error:
-                return IndexReport(f"{index.name}: {error!r}", reachable=False)
-        with self.storage.snapshot() as reader:
-            wanted = set(reader.vector_ids(index.name))
-            entries = reader.outbox(index.name, due=None, limit=1_000_000)
-            due = reader.outbox(index.name, due=time.time() + 86_400, limit=1_000_000)
-            unembedded = len(self._unembedded(index, reader.unindexed(index.name)))
-            in_flight = {id_ for row in reader.prepared() for id_ in row.vector_ids}
-        waiting = {row.vector_id for row in due}
-        missing = wanted - held - waiting if held is not None else set()
-        orphaned = held - wanted - waiting - in_flight if held is not None else set()
-        return IndexReport(
-            index.name,
-            reachable=index.hook is None or held is not None,
-            missing=tuple(sorted(missing)),
-            orphaned=tuple(sorted(orphaned)),
-            pending=len(due),
-            quarantined=len(entries) - len(due),
-            unembedded=unembedded,
-        )
-
-    @staticmethod
-    def _unembedded(index: VectorIndex, found: Iterable[tuple[Record, IndexPaths]]) -> list[Draft]:
-        """Drafts of the current versions that have text to embed and no vector."""
-        drafts = (
-            Draft(record.version, record.namespace, record.key, "put", record.value, type=record.type, index=paths)
-            for record, paths in found
-        )
-        return [draft for draft in drafts if index.texts(draft)]
+        return VerifyReport(tuple(verify_index(self.storage, index) for index in self._outbox.indexes))
 
     def repair(self) -> VerifyReport:
         """Make every index equal to SQL; returns what `verify` says afterwards.
@@ -492,12 +421,8 @@ class MemoryStore:
             VectorSyncError: an index cannot be reached or refuses its work.
         """
         self._check_open()
-        self._outbox.settle_abandoned()
         for index in self._outbox.indexes:
-            report = self._verify(index)
-            with self.storage.snapshot() as reader:
-                unembedded = self._unembedded(index, reader.unindexed(index.name))
-            self._outbox.mend(index, report.missing, report.orphaned, unembedded)
+            repair_index(self.storage, self._outbox, index)
         self.flush()
         return self.verify()
 
@@ -513,10 +438,18 @@ class MemoryStore:
             if self._closed:
                 return
             self._closed = True
+        if os.getpid() != self._pid:
+            return  # the threads and connections are the parent's
+        for call in self._at_close:
+            call()
         self._pool.shutdown(wait=True)
         self._outbox.drain()
         self._writer.close()
         self.storage.close()
+
+    def at_close(self, call: Callable[[], object]) -> None:
+        """Have `close` call this first."""
+        self._at_close.append(call)
 
     @property
     def closed(self) -> bool:
@@ -525,6 +458,10 @@ class MemoryStore:
     def _check_open(self) -> None:
         if self._closed:
             raise StorageClosedError("the memory is closed; open it again")
+        if os.getpid() != self._pid:
+            raise StorageClosedError(
+                "this process was forked from the one that opened the memory; open it again in the child"
+            )
 
     def __enter__(self) -> MemoryStore:
         return self
@@ -604,12 +541,13 @@ def _check_index_config(index: Mapping[str, Any]) -> None:
     dims = index["dims"]
     if not isinstance(dims, int) or isinstance(dims, bool) or dims < 1:
         raise IndexConfigError(f"index dims={dims!r} is not a positive number of dimensions")
-    fields = index.get("fields")
-    if isinstance(fields, str) or not all(isinstance(path, str) for path in fields or ()):
-        raise IndexConfigError(f"index fields={fields!r} is not a list of paths")
+    if index.get("fields") is not None:
+        check_paths(index["fields"])
 
 
 def _storage(url: str | Path) -> Storage:
+    if not isinstance(url, str | Path) or "\0" in str(url):
+        raise DatabaseOpenError(f"{url!r} names no file; give a path, sqlite:///path or :memory:")
     text = str(url)
     if text == ":memory:":
         return InMemoryStorage()

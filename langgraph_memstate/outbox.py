@@ -19,7 +19,7 @@ from typing import Literal
 
 from langgraph_memstate.commit import Writer
 from langgraph_memstate.errors import IndexConfigError, MemStateError, StorageClosedError, VectorSyncError
-from langgraph_memstate.facts import Draft, new_version
+from langgraph_memstate.facts import Draft, IndexPaths, Record, new_version
 from langgraph_memstate.hooks.base import IndexState, Vector, VectorRecord
 from langgraph_memstate.index import VectorIndex
 from langgraph_memstate.storage.base import (
@@ -130,7 +130,7 @@ class Outbox:
         """The operations of a plain commit, to be submitted as they are."""
         if not drafts:
             return (*before, *after)
-        names = tuple(index.name for index in self.indexes if index.hook is not None)
+        names = tuple(index.name for index in self.indexes)
         return (*before, Append(tuple(drafts), names), *after)
 
     def commit(self, drafts: Sequence[Draft], before: Commit = (), after: Commit = ()) -> None:
@@ -146,8 +146,11 @@ class Outbox:
             plan = self._plan(drafts)
             atomic = [index for index in self.indexes if self._is_atomic(index) and plan.upserts.get(index.name)]
             deferred = frozenset(plan.upserts) - {index.name for index in atomic}
-            self._land(plan, atomic, self.plain(drafts, before, (PutVectors(tuple(plan.rows), deferred), *after)))
-        self._wake.set()
+            # Vectors come before the log, so that a version superseded in this very commit gives its vector back.
+            vectors = PutVectors(tuple(plan.rows), deferred)
+            self._land(plan, atomic, self.plain(drafts, (*before, vectors), after))
+        if drafts:
+            self._wake.set()
 
     def _is_atomic(self, index: VectorIndex) -> bool:
         if index.hook is None or self.mode == "deferred" or index.state is IndexState.BUSY:
@@ -159,8 +162,7 @@ class Outbox:
     def _plan(self, drafts: Sequence[Draft]) -> _Plan:
         plan = _Plan()
         for index in self.indexes:
-            with self._storage.snapshot() as reader:
-                rows, fresh, vectors = index.embed(drafts, reader)
+            rows, fresh, vectors = index.embed(drafts, self._storage)
             plan.rows += rows
             plan.fresh += fresh
             if index.hook is not None:
@@ -242,13 +244,38 @@ class Outbox:
         busy = False
         with self._turn:
             for index in self.indexes:
+                busy = self._embed_batch(index) or busy
                 if index.follows:
                     busy = self._replay_index(index, force) or busy
         return busy
 
+    def catch_up(self, index: VectorIndex) -> None:
+        """Embed what processes without this index have committed, so that search does not miss it."""
+        with self._turn:
+            while self._embed_batch(index):
+                continue
+
+    def _embed_batch(self, index: VectorIndex) -> bool:
+        with self._storage.snapshot() as reader:
+            waiting = reader.to_embed(index.name, _BATCH)
+        if not waiting:
+            return False
+        drafts = [draft_of(record, paths) for _, record, paths in waiting if record is not None]
+        rows, fresh, _ = index.embed(drafts, self._storage)
+        done = OutboxDone(tuple(id_ for id_, _, _ in waiting))
+        self._writer.submit((*self._bind(index, rows, fresh), done)).result()
+        return True
+
+    @staticmethod
+    def _bind(index: VectorIndex, rows: Sequence[VectorRow], fresh: Sequence[EmbeddingRow]) -> Commit:
+        """Give versions that are in the log already their vectors; the index gets them through the outbox."""
+        deferred = frozenset((index.name,)) if index.hook is not None else frozenset()
+        return (PutEmbeddings(tuple(fresh)), PutVectors(tuple(rows), deferred))
+
     def _replay_index(self, index: VectorIndex, force: bool) -> bool:
         with self._storage.snapshot() as reader:
-            rows = reader.outbox(index.name, due=time.time() + (86_400 if force else 0), limit=_BATCH)
+            due = reader.outbox(index.name, due=time.time() + (86_400 if force else 0), limit=_BATCH)
+            rows = [row for row in due if row.op != "embed"]
             # An entry that failed before goes alone, so that it cannot hold back its neighbours.
             rows = rows[:1] if rows and rows[0].attempts else [row for row in rows if not row.attempts]
             last = {row.vector_id: row for row in rows}
@@ -301,15 +328,13 @@ class Outbox:
         """Queue what makes an index equal to SQL: entries that failed for good are tried again."""
         if index.hook is None or not index.follows:
             self._open(index)
+        rows, fresh, _ = index.embed(unembedded, self._storage)
         with self._storage.snapshot() as reader:
-            rows, fresh, _ = index.embed(unembedded, reader)
             held_back = [row for row in reader.outbox(index.name, due=None, limit=1_000_000)]
-        deferred = frozenset((index.name,)) if index.hook is not None else frozenset()
         retry = OutboxFailed(tuple(row.id for row in held_back), "repair", 0.0)
         self._writer.submit(
             (
-                PutEmbeddings(tuple(fresh)),
-                PutVectors(tuple(rows), deferred),
+                *self._bind(index, rows, fresh),
                 QueueIndex(index.name, tuple(missing), tuple(orphaned), replace=False),
                 retry,
             )
@@ -343,6 +368,11 @@ def _records(
             index.record(row.vector_id, row.ord, vectors[row.vector_id], draft.namespace, draft.value, draft.index)
         )
     return records
+
+
+def draft_of(record: Record, paths: IndexPaths) -> Draft:
+    """The draft a current item was, as far as an index is concerned."""
+    return Draft(record.version, record.namespace, record.key, "put", record.value, type=record.type, index=paths)
 
 
 def _is_abandoned(row: PreparedRow) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,17 @@ Address = tuple[Namespace, str]
 class View:
     """One caller's sight of the memory. Staged writes cover committed ones of the same address."""
 
-    def __init__(self, storage: Storage, index: VectorIndex | None, scope: StepScope | None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        index: VectorIndex | None,
+        scope: StepScope | None,
+        catch_up: Callable[[VectorIndex], None],
+    ) -> None:
         self._storage = storage
         self._index = index
         self._scope = scope
+        self._catch_up = catch_up
 
     def _settled(self) -> Iterator[dict[Address, Draft]]:
         """Staged drafts by address, again and again until none of them lands while SQL is read.
@@ -61,9 +69,7 @@ class View:
         offset: int,
     ) -> list[tuple[Record, float | None]]:
         """Matching items: by similarity to `query` where an index can tell, else last written first."""
-        for name, number in (("limit", limit), ("offset", offset)):
-            if not isinstance(number, int) or number < 0:
-                raise FilterError(f"{name}={number!r} is not a number of items")
+        check_page(limit, offset)
         found: list[tuple[Record, float | None]] = []
         for staged in self._settled():
             here = {
@@ -90,7 +96,7 @@ class View:
             both = (record for source in (pending, committed) for record in source)
             if matches is not None:
                 both = (record for record in both if matches(decode_value(record.value)))
-            return list(islice(both, count))
+            return list(islice(both, min(count, sys.maxsize)))
 
     def _by_meaning(
         self,
@@ -101,6 +107,7 @@ class View:
         staged: dict[Address, Draft],
         count: int,
     ) -> list[Scored]:
+        self._catch_up(index)
         vector = index.embedder.query(query)
         if vector is None:
             return []
@@ -115,8 +122,7 @@ class View:
         return sorted([*kept, *pending], key=lambda entry: entry[0], reverse=True)[:count]
 
     def _staged_rows(self, index: VectorIndex, drafts: Sequence[Draft]) -> list[ScoredRow]:
-        with self._storage.snapshot() as reader:
-            rows, _, vectors = index.embed(drafts, reader)
+        rows, _, vectors = index.embed(drafts, self._storage)
         records = {draft.version: record for draft in drafts if (record := _pending(draft)) is not None}
         return [
             ScoredRow(
@@ -143,6 +149,13 @@ class View:
             names |= {address[0] for address, draft in staged.items() if draft.op == "put"} & touched
             found = sorted(names)
         return found
+
+
+def check_page(limit: object, offset: object) -> None:
+    """Raises: FilterError: one of them is not a number of results."""
+    for name, number in (("limit", limit), ("offset", offset)):
+        if not isinstance(number, int) or number < 0:
+            raise FilterError(f"{name}={number!r} is not a number of results")
 
 
 def _pending(draft: Draft) -> Record | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from langgraph_memstate.errors import NamespaceError, SchemaError
+from langgraph_memstate.errors import NamespaceError, SchemaError, SerializationError
 from langgraph_memstate.facts import Namespace
 
 Pattern = str | Sequence[str]
@@ -67,15 +68,26 @@ class SchemaRegistry:
         schema = self.find(namespace, type)
         if schema is None:
             return value, None
+        where = "/".join(namespace)
         try:
-            return schema.model.model_validate(value).model_dump(mode="json"), schema.name
+            validated = schema.model.model_validate(value)
         except ValidationError as error:
-            where = "/".join(namespace)
             faults = "; ".join(
                 f"{'.'.join(map(str, fault['loc'])) or '(whole value)'}: {fault['msg']}" for fault in error.errors()
             )
-            output = repr(value)
+            output = _shown(value)
             output = output if len(output) <= _CUT else f"{output[:_CUT]}… ({len(output)} characters)"
             raise SchemaError(
                 f"{where}: {schema.name} rejects the value: {faults}. Output was: {output}", where=where, output=output
             ) from error
+        try:
+            return validated.model_dump(mode="json"), schema.name
+        except ValueError as error:
+            raise SerializationError(f"{where}: {schema.name} cannot be dumped as JSON: {error}") from error
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except RecursionError:
+        return reprlib.repr(value)

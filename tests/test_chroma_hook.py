@@ -32,7 +32,7 @@ DIMS = 8
 SPEC = IndexSpec("store", 1, DIMS, "model")
 LOGGER = "langgraph_memstate.hooks.chroma"
 MakeHook = Callable[..., ChromaSyncHook]
-_names = (f"memory-{number}" for number in itertools.count())
+_names = (f"hook-test-{number}" for number in itertools.count())
 
 
 def axis(number: int, towards: int | None = None, share: float = 0.0) -> np.ndarray:
@@ -105,6 +105,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         process.terminate()
 
 
+def connect(port: int) -> Any:
+    return chromadb.HttpClient(host="127.0.0.1", port=port)
+
+
+def disconnect(client: Any) -> None:
+    """Close a client, and the connections that Chroma leaves open when it closes one to a server."""
+    client.close()
+    for api in (client._server, client._admin_client._server):
+        if hasattr(api, "_session"):
+            api._session.close()
+
+
+@pytest.fixture
+def served(server: int) -> Iterator[Any]:
+    client = connect(server)
+    yield client
+    disconnect(client)
+
+
 @pytest.fixture(params=["ephemeral", "persistent", "path", "server"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeHook]:
     """Makes hooks on one collection; each call stands for a restart, which closes the hook before."""
@@ -117,7 +136,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeHook]:
             return chromadb.EphemeralClient()
         if request.param == "persistent":
             return chromadb.PersistentClient(tmp_path / "chroma")
-        return chromadb.HttpClient(host="127.0.0.1", port=request.getfixturevalue("server"))
+        return connect(request.getfixturevalue("server"))
 
     def make_hook(**arguments: Any) -> ChromaSyncHook:
         for hook in hooks:
@@ -133,7 +152,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeHook]:
     for hook in hooks:
         hook.close()
     for made in clients:
-        made.close()
+        disconnect(made)
 
 
 @pytest.fixture
@@ -326,12 +345,15 @@ def test_states(make: MakeHook) -> None:
 def test_our_own_settings(hook: ChromaSyncHook) -> None:
     assert hook._collection is not None
     found = hook._collection.configuration_json
-    assert found["hnsw"].items() >= {
-        "space": "cosine",
-        "ef_search": 200,
-        "max_neighbors": 16,
-        "sync_threshold": 1000,
-    }.items()
+    assert (
+        found["hnsw"].items()
+        >= {
+            "space": "cosine",
+            "ef_search": 200,
+            "max_neighbors": 16,
+            "sync_threshold": 1000,
+        }.items()
+    )
     assert found["embedding_function"] == {"type": "legacy"}  # Chroma's word for none
     assert hook.capabilities.multiprocess == (hook.capabilities.max_batch == 250)
     assert hook.capabilities.max_batch in (50, 250)
@@ -376,18 +398,27 @@ def test_a_closed_hook_says_so(hook: ChromaSyncHook) -> None:
         hook.open(SPEC)
 
 
-def test_two_processes_may_share_a_server(server: int) -> None:
-    name = next(_names)
-    with (
-        chromadb.HttpClient(host="127.0.0.1", port=server) as one,
-        chromadb.HttpClient(host="127.0.0.1", port=server) as two,
-    ):
-        first, second = ChromaSyncHook(one, name), ChromaSyncHook(two, name)
-        assert first.capabilities.multiprocess
-        filled(first)
-        assert second.open(SPEC) is IndexState.OK
-        second.apply([record("x")], ["r0"])
-        assert sorted(first.ids()) == ["r1", "r2", "x"]
+def test_two_clients_share_a_server(server: int, served: Any) -> None:
+    name, other = next(_names), connect(server)
+    first, second = ChromaSyncHook(served, name), ChromaSyncHook(other, name)
+    assert first.capabilities.multiprocess
+    filled(first)
+    assert second.open(SPEC) is IndexState.OK
+    second.apply([record("x")], ["r0"])
+    assert sorted(first.ids()) == ["r1", "r2", "x"]
+    disconnect(other)
+
+
+def test_two_clients_that_start_at_once(server: int, served: Any) -> None:
+    name, other = next(_names), connect(server)
+    first, second = ChromaSyncHook(served, name), ChromaSyncHook(other, name)
+    assert (first.open(SPEC), second.open(SPEC)) == (IndexState.EMPTY, IndexState.EMPTY)
+    first.reset(SPEC)
+    second.reset(SPEC)  # what the first has made serves both
+    first.apply([record("a")], [])
+    second.apply([record("b")], [])
+    assert sorted(first.ids()) == sorted(second.ids()) == ["a", "b"]
+    disconnect(other)
 
 
 # -- the user's objects -------------------------------------------------------------------------------
@@ -483,7 +514,7 @@ def test_an_empty_collection_is_adopted_and_never_dropped(ephemeral: Any, kind: 
     found = ephemeral.get_collection(name)
     assert found.id == theirs.id
     assert found.metadata["team"] == "red"
-    theirs.add(["doc"], embeddings=[axis(0)], documents=["theirs"])
+    theirs.add(["doc"], embeddings=[axis(0)], documents=["theirs"], metadatas=[{"ns0": "theirs"}])
     assert (hook.count(), sorted(hook.ids())) == (3, ["r0", "r1", "r2"])
     newer = IndexSpec("store", 2, DIMS, "model")
     assert hook.open(newer) is IndexState.MISMATCH
@@ -502,6 +533,19 @@ def test_an_empty_collection_is_adopted_and_never_dropped(ephemeral: Any, kind: 
     hook.close()
 
 
+def test_a_foreign_collection_in_the_place_beside(ephemeral: Any) -> None:
+    name = next(_names)
+    theirs = [ephemeral.create_collection(each, embedding_function=None) for each in (name, f"{name}-memstate")]
+    for each in theirs:
+        each.add(["doc"], embeddings=[axis(0)])
+    hook = ChromaSyncHook(theirs[0])
+    assert hook.open(SPEC) is IndexState.EMPTY
+    with pytest.raises(IndexConfigError, match=f"{name}-memstate.*collection_name"):
+        hook.reset(SPEC)
+    assert [each.get()["ids"] for each in theirs] == [["doc"], ["doc"]]
+    assert [ephemeral.get_collection(each.name).metadata for each in theirs] == [None, None]
+
+
 def test_a_name_of_its_own_beside_an_object(ephemeral: Any) -> None:
     store = Chroma(next(_names), client=ephemeral)
     name = next(_names)
@@ -511,14 +555,13 @@ def test_a_name_of_its_own_beside_an_object(ephemeral: Any) -> None:
     assert store._collection.count() == 0
 
 
-def test_a_collection_behind_a_server(server: int) -> None:
-    with chromadb.HttpClient(host="127.0.0.1", port=server) as client:
-        theirs = client.create_collection(next(_names), embedding_function=None)
-        hook = ChromaSyncHook(theirs)
-        assert hook.capabilities.multiprocess
-        filled(hook)
-        hook.close()
-        assert theirs.count() == 3
+def test_a_collection_behind_a_server(served: Any) -> None:
+    theirs = served.create_collection(next(_names), embedding_function=None)
+    hook = ChromaSyncHook(theirs)
+    assert hook.capabilities.multiprocess
+    filled(hook)
+    hook.close()
+    assert theirs.count() == 3
 
 
 def test_the_embedding_function_of_a_collection(ephemeral: Any) -> None:
@@ -638,6 +681,8 @@ def test_hooks_of_one_process_share_the_directory(folder: Path, in_folder: MakeH
     assert owned() == "True"
     second.apply([record("x")], [])
     assert second.count() == 4
+    shutil.copytree(folder, folder.with_name("backup"))  # reading the lock file does not unlock it
+    assert owned() == "True"
     with chromadb.PersistentClient(folder) as users:  # the user may look, through the same client
         assert users.get_collection("two").count() == 4
     second.close()
@@ -668,8 +713,13 @@ hook.apply(records(3), [])
 
 def in_child():
     assert hook.open(SPEC) is IndexState.BUSY
-    vector = records(1)[0].vector
-    for call in (hook.count, lambda: hook.query(vector, 1), lambda: hook.apply(records(1), []), lambda: hook.reset(SPEC)):
+    one = records(1)
+    for call in (
+        hook.count,
+        lambda: hook.query(one[0].vector, 1),
+        lambda: hook.apply(one, []),
+        lambda: hook.reset(SPEC),
+    ):
         try:
             call()
         except VectorSyncError as error:
@@ -694,8 +744,11 @@ hook.apply(records(5), [])  # the parent goes on, and still owns the directory
 assert hook.count() == 5
 if sys.argv[2] != "ephemeral":
     import subprocess
-    probe = "import sys; from langgraph_memstate.hooks.chroma import _Directory; sys.exit(_Directory.acquire(sys.argv[1]) is None)"
-    assert subprocess.run([sys.executable, "-c", probe, os.path.realpath(sys.argv[1])]).returncode == 1
+    probe = (
+        "import sys; from langgraph_memstate.hooks.chroma import _Directory; "
+        "sys.exit(_Directory.acquire(sys.argv[1]) is None)"
+    )
+    assert subprocess.run([sys.executable, "-c", probe, sys.argv[1]]).returncode == 1
 hook.close()
 """
 
@@ -705,6 +758,26 @@ hook.close()
 def test_a_forked_process_is_told_instead_of_hanging(folder: Path, kind: str) -> None:
     done = python(FORK, folder, kind, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_does_not_keep_the_directory(folder: Path) -> None:
+    script = """
+assert _Directory.acquire(sys.argv[1])
+child = os.fork()
+if child == 0:
+    os.close(1), os.close(2)
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    child = int(python(script, folder).stdout)
+    try:
+        assert python("print(_Directory.acquire(sys.argv[1]) is None)", folder).stdout == "False\n"
+        os.kill(child, 0)  # it still runs
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 # -- writers that do not finish -----------------------------------------------------------------------
@@ -855,9 +928,10 @@ def test_a_write_that_fails_half_way(
     def fails(*args: object, **kwargs: object) -> None:
         raise failure
 
-    with monkeypatch.context() as patch, pytest.raises(type(failure)):
+    with monkeypatch.context() as patch:
         patch.setattr(chromadb.Collection, "upsert", fails)
-        hook.apply([record("x")], [])
+        with pytest.raises(type(failure)):
+            hook.apply([record("x")], [])
     hook.apply([record("y")], [])  # a later success proves nothing about the first
     assert hook.open(SPEC) is IndexState.SUSPECT
     hook.close()

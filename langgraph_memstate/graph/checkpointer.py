@@ -92,12 +92,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             DeserializationError: a value's type is unknown or refused; the message names it.
             CorruptRowError: the row is not what a checkpointer wrote.
         """
-        self._staging.begin(config)
         configurable = config["configurable"]
         with self.memory.storage.snapshot() as reader:
             stored = reader.checkpoint(
                 str(configurable["thread_id"]), configurable.get("checkpoint_ns", ""), get_checkpoint_id(config)
             )
+            staged = [] if stored is None else reader.staged(stored.step)
+        self._staging.begin(config, None if stored is None else stored.step, staged)
         return None if stored is None else self._load(stored)
 
     def list(
@@ -139,9 +140,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     def _load(self, stored: StoredCheckpoint) -> CheckpointTuple:
         step = stored.step
-        head = self.serde.loads_typed(stored.head)
-        if not isinstance(head, dict):
-            raise CorruptRowError(f"checkpoint {step.checkpoint_id} is a {type(head).__name__}, not a dict")
+        head = self._head(stored)
         values = {channel: self.serde.loads_typed(value) for channel, value in stored.values.items()}
         checkpoint = cast(Checkpoint, {**head, "channel_values": values})
         self._manifests.remember(step, _manifest(checkpoint, stored.manifest))
@@ -155,6 +154,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 (write.task_id, write.channel, self.serde.loads_typed(write.value)) for write in stored.writes
             ],
         )
+
+    def _head(self, stored: StoredCheckpoint) -> dict[str, Any]:
+        """A checkpoint without its channel values."""
+        head = self.serde.loads_typed(stored.head)
+        if not isinstance(head, dict):
+            raise CorruptRowError(f"checkpoint {stored.step.checkpoint_id} is a {type(head).__name__}, not a dict")
+        return head
 
     # -- writing ------------------------------------------------------------------------------------
 
@@ -174,12 +180,15 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         parent = None if (parent_id := get_checkpoint_id(config)) is None else _step(config, parent_id)
         put = self._encode(config, step, parent, checkpoint, metadata, new_versions)
         landing = Landing()
-        if metadata.get("source") == "loop":
+        ends_step = metadata.get("source") == "loop"
+        if not (ends_step and pregel.saves_at_exit(config)):  # else its run may have had new input in between
+            self._staging.decide(config, parent, resumed=ends_step)
+        if ends_step:
             landing = self._staging.landing(config, step, parent_id)
         for attempt in range(_RACES):
             drafts, before = self._prepare(config, step, parent, checkpoint, metadata, landing, fresh=attempt == 0)
             try:
-                self.memory.land(drafts, before, (put,)).result()
+                self.memory.land(drafts, before, (put,))
             except CommitRaced:
                 if attempt + 1 == _RACES:
                     raise
@@ -187,7 +196,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 put = self._encode(config, step, None, checkpoint, metadata, new_versions)
             else:
                 break
-        self._staging.landed(config, step, parent_id, landing)
+        self._staging.landed(config, step, parent_id, frozenset(draft.version for draft in drafts))
         self._manifests.remember(step, _manifest(checkpoint, put.manifest))
         return _config(step)
 
@@ -226,6 +235,9 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 parts.sort(key=lambda part: part[:2])  # stable: a task's writes stay in their order
                 expected |= {row.draft.version for row in rows}
             before.append(Drain(parent, frozenset(expected)))
+        for inner, saved in self._staging.unsaved_subgraphs(config, step):
+            parts[:0] = [Part(inner.checkpoint_id, row.task_path, row.draft) for row in saved]
+            before.append(Drain(inner, frozenset(row.draft.version for row in saved)))
         lands_as = {"checkpoint_ns": step.checkpoint_ns, "checkpoint_id": step.checkpoint_id}
         drafts = (replace(part.draft, origin=replace(part.draft.origin, **lands_as)) for part in parts)
         return tuple(drafts), tuple(before)
@@ -237,7 +249,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     def _was_resumed(self, parent: StoredCheckpoint | None, checkpoint: Checkpoint) -> bool:
         if parent is None:
             return False
-        versions = self.serde.loads_typed(parent.head)["channel_versions"]
+        versions = self._head(parent)["channel_versions"]
         return pregel.resumed_from(checkpoint["versions_seen"], versions)
 
     def _encode(
@@ -279,6 +291,8 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     ) -> None:
         """Save a task's pending writes, and with them its memory writes if it finished. Idempotent."""
         step = _step(config, str(config["configurable"]["checkpoint_id"]))
+        if task_path:  # a task of this step ran, so the run goes on with it
+            self._staging.decide(config, step, resumed=True)
         drafts = self._staging.finished(config, step, task_id, writes)
         rows = tuple(
             WriteRow(WRITES_IDX_MAP.get(channel, position), channel, Blob(*self.serde.dumps_typed(value)))
@@ -289,7 +303,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             ops.append(Unstage(step, task_id))
         elif drafts:
             ops.append(Stage(step, task_id, task_path, drafts))
-        self.memory.land((), tuple(ops)).result()
+        self.memory.land((), tuple(ops))
 
     def get_next_version(self, current: str | int | float | None, channel: None) -> str:
         """Versions sort by time; a random part keeps branches of a fork apart."""
@@ -338,10 +352,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             kept |= self._delta_ancestors(row, by_step)
         return tuple(step for step in by_step if step not in kept)
 
-    @staticmethod
-    def _delta_ancestors(row: StoredCheckpoint, by_step: Mapping[StepKey, StoredCheckpoint]) -> set[StepKey]:
-        """The checkpoints back to the nearest stored value of every delta channel that has none here."""
-        rebuilt = set(_metadata(row).get("counters_since_delta_snapshot") or ()) - row.manifest.keys()
+    def _delta_ancestors(self, row: StoredCheckpoint, by_step: Mapping[StepKey, StoredCheckpoint]) -> set[StepKey]:
+        """The checkpoints back to the nearest stored value of every delta channel that has none here.
+
+        A channel without a version was never written: it is empty, and counted all the same.
+        """
+        counted = set(_metadata(row).get("counters_since_delta_snapshot") or ())
+        rebuilt = (counted & self._head(row)["channel_versions"].keys()) - row.manifest.keys()
         needed: set[StepKey] = set()
         cursor: StoredCheckpoint | None = row
         while rebuilt and cursor is not None and cursor.parent_id is not None:
@@ -353,7 +370,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     def _change(self, op: Op, thread_id: str | None = None) -> None:
         self._manifests.forget(thread_id)
-        self.memory.land((), (op,)).result()
+        self.memory.land((), (op,))
         self._manifests.forget(thread_id)
 
     # -- the async face: the same calls, awaited ----------------------------------------------------
@@ -458,6 +475,6 @@ def _metadata(stored: StoredCheckpoint) -> dict[str, Any]:
 
 def _dump_metadata(metadata: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(metadata, ensure_ascii=False)
+        return json.dumps(metadata)  # escaped: SQL text cannot hold a lone surrogate
     except (TypeError, ValueError) as error:
         raise SerializationError(f"checkpoint metadata cannot be stored as JSON: {error}") from error

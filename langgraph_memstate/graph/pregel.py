@@ -30,6 +30,7 @@ from langgraph._internal._constants import (
     CONFIG_KEY_CHECKPOINTER,
     CONFIG_KEY_DURABILITY,
     CONFIG_KEY_READ,
+    CONFIG_KEY_RESUMING,
     CONFIG_KEY_RUNTIME,
     CONFIG_KEY_SEND,
     CONFIG_KEY_TASK_ID,
@@ -121,8 +122,7 @@ def running_task() -> RunningTask | None:
     if not isinstance(writes, deque) or not isinstance(path, tuple):
         raise StagingError(f"the running task's write set is not in its read function: {_ADVICE}")
     task_ns = configurable.get(CONFIG_KEY_CHECKPOINT_NS) or ""
-    graph_ns = task_ns.rpartition(NS_SEP)[0]
-    checkpoint_id = (configurable.get(CONFIG_KEY_CHECKPOINT_MAP) or {}).get(graph_ns)
+    graph_ns, checkpoint_id = _graph_of(task_ns, configurable.get(CONFIG_KEY_CHECKPOINT_MAP) or {})
     run = _run_control(configurable)
     if checkpoint_id is None or run is None:
         raise StagingError(f"the running task does not say which checkpoint it starts from: {_ADVICE}")
@@ -134,7 +134,7 @@ def running_task() -> RunningTask | None:
         task_id=configurable[CONFIG_KEY_TASK_ID],
         task_ns=task_ns,
         path=task_path_str(path),
-        caller=task_path_str(path[1]) if path[0] == PUSH and path[-1] is True else None,
+        caller=task_path_str(path[1]) if path[:1] == (PUSH,) and path[-1] is True else None,
         node=own.name,
         run_id=_run_id(config),
         writes=writes,
@@ -142,6 +142,19 @@ def running_task() -> RunningTask | None:
         saver=saver,
         inside=_invoking_task(graph_ns, configurable) if graph_ns else None,
     )
+
+
+def _graph_of(task_ns: str, checkpoint_map: Mapping[str, str]) -> tuple[str, str | None]:
+    """The namespace of a task's graph, and the checkpoint its step starts from.
+
+    A call of the functional API and an error handler are listed one level below the task they belong to, yet start from
+    the same checkpoint: they are tasks of the same graph.
+    """
+    graph_ns = task_ns.rpartition(NS_SEP)[0]
+    checkpoint_id = checkpoint_map.get(graph_ns)
+    while graph_ns and checkpoint_map.get(above := graph_ns.rpartition(NS_SEP)[0]) == checkpoint_id:
+        graph_ns = above
+    return graph_ns, checkpoint_id
 
 
 def _invoking_task(graph_ns: str, configurable: Mapping[str, Any]) -> RunningTask:
@@ -208,9 +221,14 @@ def returned(writes: Iterable[tuple[str, Any]]) -> bool:
     return any(channel == RETURN for channel, _ in writes)
 
 
-def call_prefix(path: str) -> str:
-    """How the paths of the tasks begin that the task at `path` calls through the functional API."""
-    return f"~{PUSH}, {path}, "
+def calls(caller: str, path: str) -> bool:
+    """Whether the task at `path` was called, directly or not, by the task at `caller` (functional API)."""
+    called = f"~{PUSH}, "
+    while path.startswith(called):
+        path = path.removeprefix(called)
+        if path.startswith(f"{caller}, "):
+            return True
+    return False
 
 
 # -- from inside a saver ----------------------------------------------------------------------------
@@ -225,6 +243,17 @@ def run_anchor(config: RunnableConfig) -> object | None:
     """An object that lives as long as the run's config and can be referred to weakly."""
     runtime = (config.get(CONF) or {}).get(CONFIG_KEY_RUNTIME)
     return runtime.stream_writer if isinstance(runtime, Runtime) else None
+
+
+def steps_around(config: RunnableConfig) -> Mapping[str, str]:
+    """By namespace, the checkpoints that the steps start from inside of which a subgraph runs."""
+    return (config.get(CONF) or {}).get(CONFIG_KEY_CHECKPOINT_MAP) or {}
+
+
+def subgraph_resumes(config: RunnableConfig) -> bool | None:
+    """Whether a subgraph was told to go on from its checkpoint; None for a root graph, which decides by its input."""
+    configurable = config.get(CONF) or {}
+    return bool(configurable.get(CONFIG_KEY_RESUMING)) if CONFIG_KEY_TASK_ID in configurable else None
 
 
 def saves_at_exit(config: RunnableConfig) -> bool:

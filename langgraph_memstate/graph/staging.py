@@ -7,9 +7,10 @@ to a task, its memory writes share: a retry clears them, a failure drops them, t
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +23,9 @@ from langgraph_memstate.storage.base import StagedDraft, StepKey
 
 if TYPE_CHECKING:
     from langgraph_memstate.memory import MemoryStore
+
+
+_PATIENCE = 1.0  # seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -57,15 +61,45 @@ class _Entry:
 
 
 @dataclass(slots=True, eq=False)
+class _Loaded:
+    """The checkpoint a run started from, and what finished tasks of its step had saved before."""
+
+    step: StepKey
+    rows: Sequence[StagedDraft]
+    around: Mapping[str, str]
+    """for a subgraph: by namespace, the checkpoints that the steps around it start from"""
+    decided: threading.Event = field(default_factory=threading.Event)
+    resumed: bool = False
+
+    def decide(self, resumed: bool) -> None:
+        """Whether the run goes on with that step, or had new input that drops it. The first account stays."""
+        if not self.decided.is_set():
+            self.resumed = resumed
+            self.decided.set()
+
+    def is_resumed(self, wait: bool) -> bool:
+        """Whether the step goes on. LangGraph tells the saver in the background, which is worth waiting for."""
+        if wait:
+            self.decided.wait(_PATIENCE)
+        return self.resumed
+
+
+@dataclass(slots=True, eq=False)
 class _Run:
     """What one run of a graph has staged and not landed."""
 
     control: object
     entries: dict[str, _Entry] = field(default_factory=dict)
     landed: set[str] = field(default_factory=set)
-    resumed: dict[StepKey, list[StagedDraft]] = field(default_factory=dict)
-    """finished calls that an earlier process saved, by step; read once"""
+    loaded: dict[tuple[str, str], _Loaded] = field(default_factory=dict)
+    """by thread and namespace"""
+    at_exit: bool = False
     anchored: bool = False
+
+    def loaded_by(self, task: RunningTask) -> _Loaded | None:
+        """The checkpoint the run loaded, if it is the one the task's step starts from."""
+        loaded = self.loaded.get((task.thread_id, task.graph_ns))
+        return loaded if loaded is not None and loaded.step.checkpoint_id == task.checkpoint_id else None
 
 
 class Part(NamedTuple):
@@ -102,9 +136,13 @@ class Staging:
         token = pregel.new_token()
         with self._lock:
             self._order += 1
+            run = self._run(task.run)
+            for one in task.chain:
+                if loaded := run.loaded_by(one):
+                    loaded.decide(True)
             origin = _origin(task)
             entry = _Entry(token, self._order, task.chain, tuple(_with_origin(draft, origin) for draft in drafts))
-            self._run(task.run).entries[token] = entry
+            run.entries[token] = entry
         for one in task.chain:
             one.mark(token)
         return True
@@ -117,7 +155,7 @@ class Staging:
             run = self._runs.get(id(task.run))
             entries = list(run.entries.values()) if run is not None else []
         seen = [draft for entry in entries if _sees(task, entry) and entry.counts() for draft in entry.drafts]
-        return [*self._resumed_calls(task), *seen]
+        return [*self._resumed(task, run), *seen]
 
     def has_landed(self, versions: Iterable[str]) -> bool:
         task = pregel.running_task()
@@ -132,28 +170,28 @@ class Staging:
             return None
         return task
 
-    def _resumed_calls(self, task: RunningTask) -> list[Draft]:
-        """What calls of the functional API wrote that finished in an earlier process and are not run again."""
-        step = StepKey(task.thread_id, task.graph_ns, task.checkpoint_id)
-        with self._lock:
-            run = self._run(task.run)
-            rows = run.resumed.get(step)
-        if rows is None:
-            with self._memory.storage.snapshot() as reader:
-                rows = reader.staged(step)
-            with self._lock:
-                run.resumed[step] = rows
-                here = {draft.version for entry in run.entries.values() for draft in entry.drafts}
-                rows = run.resumed[step] = [row for row in rows if row.draft.version not in here]
-        callers = [path for path in (task.path, task.caller) if path is not None]
-        return [
-            row.draft for row in rows if any(row.task_path.startswith(pregel.call_prefix(path)) for path in callers)
-        ]
+    def _resumed(self, task: RunningTask, run: _Run | None) -> list[Draft]:
+        """What tasks wrote that finished before this run resumed their step, and are not run again."""
+        drafts: list[Draft] = []
+        for one in task.chain if run is not None else ():
+            assert run is not None
+            loaded = run.loaded.get((one.thread_id, one.graph_ns))
+            if loaded is None or not loaded.rows:
+                continue
+            rows = loaded.rows
+            if loaded is run.loaded_by(one):
+                loaded.decide(True)
+                callers = [path for path in (one.path, one.caller) if path is not None]
+                rows = [row for row in rows if any(pregel.calls(path, row.task_path) for path in callers)]
+            elif not loaded.is_resumed(wait=not run.at_exit and not _on_event_loop()):
+                continue
+            drafts += [row.draft for row in rows if row.draft.version not in run.landed]
+        return drafts
 
     # -- from inside the saver ----------------------------------------------------------------------
 
-    def begin(self, config: RunnableConfig) -> None:
-        """Tie what a run stages to the life of the run: one that is abandoned leaves nothing behind."""
+    def begin(self, config: RunnableConfig, step: StepKey | None, rows: Sequence[StagedDraft]) -> None:
+        """Note the checkpoint a run loads first, and tie what it stages to its life: one abandoned leaves nothing."""
         control, anchor = pregel.run_of(config), pregel.run_anchor(config)
         if control is None or anchor is None:
             return
@@ -161,7 +199,23 @@ class Staging:
             run = self._run(control)
             if not run.anchored:
                 run.anchored = True
+                run.at_exit = pregel.saves_at_exit(config)
                 weakref.finalize(anchor, self._runs.pop, id(control), None).atexit = False
+            place = None if step is None else (step.thread_id, step.checkpoint_ns)
+            if step is not None and place is not None and place not in run.loaded:
+                loaded = run.loaded[place] = _Loaded(step, rows, pregel.steps_around(config))
+                resumes = pregel.subgraph_resumes(config)
+                if resumes is not None:
+                    loaded.decide(resumes)
+
+    def decide(self, config: RunnableConfig, step: StepKey | None, *, resumed: bool) -> None:
+        """Note what a call of the saver says about the step its run started from."""
+        with self._lock:
+            run = self._runs.get(id(pregel.run_of(config)))
+            if run is not None and step is not None:
+                loaded = run.loaded.get((step.thread_id, step.checkpoint_ns))
+                if loaded is not None and loaded.step == step:
+                    loaded.decide(resumed)
 
     def finished(
         self, config: RunnableConfig, step: StepKey, task_id: str, writes: Sequence[tuple[str, Any]]
@@ -216,13 +270,30 @@ class Staging:
             tasks=frozenset(entry.chain[level].task_id for entry, level in found),
         )
 
-    def landed(self, config: RunnableConfig, checkpoint: StepKey, parent_id: str | None, landing: Landing) -> None:
+    def unsaved_subgraphs(self, config: RunnableConfig, checkpoint: StepKey) -> list[tuple[StepKey, Sequence[StagedDraft]]]:
+        """Steps of subgraphs that this checkpoint ends too: a run that saves at exit saves no subgraph that finishes.
+
+        Each with what its finished tasks had saved before the run resumed it.
+        """
+        with self._lock:
+            run = self._runs.get(id(pregel.run_of(config)))
+            if run is None or not run.at_exit:
+                return []
+            return [
+                (loaded.step, rows)
+                for loaded in run.loaded.values()
+                if loaded.resumed
+                and loaded.around.get(checkpoint.checkpoint_ns, checkpoint.checkpoint_id) != checkpoint.checkpoint_id
+                and (rows := [row for row in loaded.rows if row.draft.version not in run.landed])
+            ]
+
+    def landed(self, config: RunnableConfig, checkpoint: StepKey, parent_id: str | None, versions: frozenset[str]) -> None:
         """Forget the steps that a checkpoint ended, now that it is committed."""
         with self._lock:
             run = self._runs.get(id(pregel.run_of(config)))
             if run is None:
                 return
-            run.landed.update(part.draft.version for part in landing.parts)
+            run.landed |= versions
             for entry, _ in self._ended(config, checkpoint, parent_id):
                 run.entries.pop(entry.token, None)
 
@@ -272,7 +343,18 @@ def _sees(task: RunningTask, entry: _Entry) -> bool:
             return mine.inside is not None  # another subgraph that the same task ran
         if mine.checkpoint_id != theirs.checkpoint_id:
             return True  # an earlier step of this run
-        # The same step: parallel tasks are isolated, a call that has returned is known to its caller.
-        called_by_us = theirs.caller is not None and theirs.caller in (mine.path, mine.caller)
+        # The same step: parallel tasks are isolated. A call knows what its callers wrote, and they and their other calls
+        # know what it wrote once it has returned.
+        if pregel.calls(theirs.path, mine.path):
+            return True
+        called_by_us = any(pregel.calls(path, theirs.path) for path in (mine.path, mine.caller) if path is not None)
         return called_by_us and pregel.returned(theirs.writes.copy())
+    return True
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
     return True

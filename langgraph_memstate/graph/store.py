@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar
 
 from langgraph.store.base import (
     BaseStore,
@@ -23,20 +24,50 @@ from langgraph.store.base import (
     TTLConfig,
 )
 
-from langgraph_memstate.errors import FilterError, NamespaceError
+from langgraph_memstate.embedding import check_paths
+from langgraph_memstate.errors import FilterError, NamespaceError, StorageClosedError
 from langgraph_memstate.facts import Draft, IndexPaths, Namespace, Record, check_key, check_namespace, decode_value
 from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.opening import Opening, ready
 from langgraph_memstate.graph.staging import Staging
 from langgraph_memstate.memory import MemoryStore
-from langgraph_memstate.reading import View
+from langgraph_memstate.reading import View, check_page
 
 logger = logging.getLogger("langgraph_memstate")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class InvalidMemoryNamespace(NamespaceError, InvalidNamespaceError):
     """A namespace LangGraph refuses; an error of both trees."""
+
+
+def _our_error(method: Callable[P, R]) -> Callable[P, R]:
+    """LangGraph's refusal of a namespace as one of our tree that is still an error of theirs."""
+
+    @functools.wraps(method)
+    def refused(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except InvalidNamespaceError as error:
+            raise InvalidMemoryNamespace(str(error)) from error
+
+    return refused
+
+
+def _our_async_error(method: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """The same for a coroutine function."""
+
+    @functools.wraps(method)
+    async def refused(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await method(*args, **kwargs)
+        except InvalidNamespaceError as error:
+            raise InvalidMemoryNamespace(str(error)) from error
+
+    return refused
 
 
 class MemStateStore(BaseStore):
@@ -52,6 +83,17 @@ class MemStateStore(BaseStore):
 
     supports_ttl = True
 
+    get = _our_error(BaseStore.get)
+    search = _our_error(BaseStore.search)
+    put = _our_error(BaseStore.put)
+    delete = _our_error(BaseStore.delete)
+    list_namespaces = _our_error(BaseStore.list_namespaces)
+    aget = _our_async_error(BaseStore.aget)
+    asearch = _our_async_error(BaseStore.asearch)
+    aput = _our_async_error(BaseStore.aput)
+    adelete = _our_async_error(BaseStore.adelete)
+    alist_namespaces = _our_async_error(BaseStore.alist_namespaces)
+
     def __init__(
         self, memory: MemoryStore, *, index: Mapping[str, Any] | None = None, ttl: TTLConfig | None = None
     ) -> None:
@@ -59,6 +101,7 @@ class MemStateStore(BaseStore):
         self.ttl_config = ttl
         self._sweeper: threading.Thread | None = None
         self._stop = threading.Event()
+        memory.at_close(self.stop_ttl_sweeper)
         if index is not None:
             memory.use_index(index)
         memory.join_steps(Staging)
@@ -125,18 +168,8 @@ class MemStateStore(BaseStore):
         namespace = check_namespace(op.namespace)
         if op.value is None:
             return self.memory.draft_delete(namespace, op.key)
-        index: IndexPaths = op.index if op.index in (None, False) else tuple(cast(Sequence[str], op.index))
+        index: IndexPaths = op.index if op.index is None or op.index is False else check_paths(op.index)
         return self.memory.draft_put(namespace, op.key, op.value, index=index, ttl=op.ttl)
-
-    def put(self, namespace: tuple[str, ...], key: str, value: Mapping[str, Any], *args: Any, **options: Any) -> None:
-        with _our_errors():
-            super().put(namespace, key, value, *args, **options)
-
-    async def aput(
-        self, namespace: tuple[str, ...], key: str, value: Mapping[str, Any], *args: Any, **options: Any
-    ) -> None:
-        with _our_errors():
-            await super().aput(namespace, key, value, *args, **options)
 
     # -- reads --------------------------------------------------------------------------------------
 
@@ -148,9 +181,9 @@ class MemStateStore(BaseStore):
             return None if record is None else _item(record)
         if isinstance(op, SearchOp):
             found = view.search(
-                tuple(op.namespace_prefix),
+                _labels(op.namespace_prefix),
                 matches=compile_filter(op.filter),
-                query=op.query,
+                query=op.query or None,
                 limit=op.limit,
                 offset=op.offset,
             )
@@ -185,22 +218,13 @@ class MemStateStore(BaseStore):
         return self._sweeper is None or not self._sweeper.is_alive()
 
     def _sweep_on(self, minutes: float) -> None:
-        while not self._stop.wait(minutes * 60) and not self.memory.closed:
+        while not self._stop.wait(minutes * 60):
             try:
                 self.memory.sweep()
+            except StorageClosedError:
+                return
             except Exception as error:  # the next round may find the database well again
                 logger.warning("sweeping expired items failed: %r", error)
-
-
-class _our_errors:
-    """Turns LangGraph's refusal of a namespace into one of our tree that is still an error of theirs."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, InvalidNamespaceError) and not isinstance(error, NamespaceError):
-            raise InvalidMemoryNamespace(str(error)) from error
 
 
 def _times(record: Record) -> dict[str, datetime]:
@@ -223,7 +247,10 @@ def _search_item(record: Record, score: float | None) -> SearchItem:
 
 
 def _list_namespaces(view: View, op: ListNamespacesOp) -> list[Namespace]:
-    conditions = op.match_conditions or ()
+    check_page(op.limit, op.offset)
+    if op.max_depth is not None and (not isinstance(op.max_depth, int) or op.max_depth < 1):
+        raise FilterError(f"max_depth={op.max_depth!r} is not a number of labels")
+    conditions = [condition._replace(path=_labels(condition.path)) for condition in op.match_conditions or ()]
     found = [
         namespace
         for namespace in view.namespaces(_fixed_prefix(conditions))
@@ -234,17 +261,21 @@ def _list_namespaces(view: View, op: ListNamespacesOp) -> list[Namespace]:
     return found[op.offset : op.offset + op.limit]
 
 
+def _labels(path: Sequence[str]) -> Namespace:
+    return check_namespace(path) if path else ()
+
+
 def _fixed_prefix(conditions: Sequence[MatchCondition]) -> Namespace:
     """The labels every wanted namespace starts with: up to the first wildcard of a prefix condition."""
     for condition in conditions:
         if condition.match_type == "prefix":
-            path = tuple(condition.path)
+            path = condition.path
             return path[: path.index("*")] if "*" in path else path
     return ()
 
 
 def _satisfies(namespace: Namespace, condition: MatchCondition) -> bool:
-    path = tuple(condition.path)
+    path = condition.path
     if condition.match_type not in ("prefix", "suffix"):
         raise FilterError(f"a namespace matches by 'prefix' or 'suffix', not {condition.match_type!r}")
     if len(path) > len(namespace):

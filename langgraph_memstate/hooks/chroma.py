@@ -59,6 +59,8 @@ _BESIDE = "-memstate"
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,500}[a-zA-Z0-9]")
 _RESERVED_FIELD = re.compile(r"[#$].*|chroma:document|", re.DOTALL)
 _OUR_FIELD = re.compile(r"ns\d+")
+_FIRST_LEVEL = ("ns0", "_memstate_ns0")
+_LABEL_END = encode_namespace(("label",))[-1]
 
 
 class ChromaSyncHook(SyncHook):
@@ -115,7 +117,6 @@ class ChromaSyncHook(SyncHook):
         self._level_key = "_memstate_ns" if clash else "ns"
 
         self._client = given.client
-        self._closes_client = given.ours
         self._pid = os.getpid()
         self._directory: _Directory | None = None
         self._path, server = (os.path.realpath(path), False) if path is not None else _location(given.client)
@@ -166,7 +167,7 @@ class ChromaSyncHook(SyncHook):
             return IndexState.EMPTY
         if self._suspect:
             return IndexState.SUSPECT
-        if not self._metadata(spec).items() <= collection.metadata.items():
+        if not self._carries(collection, spec):
             return IndexState.MISMATCH
         try:
             records = collection.count()  # the first call that loads the vectors
@@ -187,16 +188,16 @@ class ChromaSyncHook(SyncHook):
             self._collection = self._create(self._target, spec)
         elif not _is_ours(collection) or collection.metadata.get(_ADOPTED):
             self._collection = self._adopt(collection, spec)
-        else:
+        elif self._suspect or not self._carries(collection, spec) or collection.count():
             self._drop(collection)
             self._collection = self._create(collection.name, spec)
+        else:  # as it should be already, perhaps by another process behind the same server
+            self._collection = collection
         self._suspect = False
 
     def close(self) -> None:
         self._collection = None
         self._release()
-        if self._closes_client and not self._closed and self._pid == os.getpid():
-            self._client.close()
         self._client, self._closed = None, True
 
     def _release(self) -> None:
@@ -233,10 +234,7 @@ class ChromaSyncHook(SyncHook):
         if collection is None or _is_ours(collection) or collection.count() == 0:
             return collection
         if not self._beside_allowed:
-            raise IndexConfigError(
-                f"Chroma collection {self._collection_name!r} holds {collection.count()} records that no memory of "
-                "this package wrote; they are left alone. Give the hook another collection_name"
-            )
+            raise _foreign(collection)
         self._use_beside("holds other records")
         return None
 
@@ -259,14 +257,19 @@ class ChromaSyncHook(SyncHook):
             _OURS + "level_key": self._level_key,
         }
 
+    def _carries(self, collection: Collection, spec: IndexSpec) -> bool:
+        return self._metadata(spec).items() <= collection.metadata.items()
+
     def _create(self, name: str, spec: IndexSpec) -> Collection:
         collection: Collection = self._client.create_collection(
             name,
             embedding_function=None,
             configuration={"hnsw": dict(_HNSW)},
             metadata=self._metadata(spec),
-            get_or_create=True,
+            get_or_create=True,  # several processes may start at once
         )
+        if not _is_ours(collection):
+            raise _foreign(collection)
         return collection
 
     def _adopt(self, collection: Collection, spec: IndexSpec) -> Collection:
@@ -331,11 +334,12 @@ class ChromaSyncHook(SyncHook):
 
     def _our_ids(self, collection: Collection) -> Iterator[str]:
         """Ids of the records that carry a namespace: in an adopted collection others may have come since."""
-        offset, keys = 0, {"ns0", "_memstate_ns0"}
+        offset = 0
         while True:
             page = collection.get(include=["metadatas"], limit=_PAGE, offset=offset)
-            metadatas = page["metadatas"] or ()
-            yield from (id_ for id_, held in zip(page["ids"], metadatas, strict=True) if held and keys & held.keys())
+            for id_, metadata in zip(page["ids"], page["metadatas"] or (), strict=True):
+                if any(str((metadata or {}).get(key)).endswith(_LABEL_END) for key in _FIRST_LEVEL):
+                    yield id_
             if len(page["ids"]) < _PAGE:
                 return
             offset += _PAGE
@@ -372,7 +376,7 @@ class ChromaSyncHook(SyncHook):
         if self._client is not None and self._pid != os.getpid():
             raise VectorSyncError(_FORKED)
         if self._client is None or (self._path is not None and self._directory is None):
-            raise VectorSyncError(f"index {self.name} is closed, or another process owns it")
+            raise VectorSyncError(f"index {self.name} is not open: it was closed, or another process owns it")
 
     def _tell(self, message: str) -> None:
         """Log what is the case until somebody changes it, once."""
@@ -386,12 +390,11 @@ class ChromaSyncHook(SyncHook):
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """What an argument of the user holds. `ours`: the client was made here, so it is closed here."""
+    """What an argument of the user holds."""
 
     client: Any
     name: str | None = None
     embedding: Any = None
-    ours: bool = False
 
 
 def _unwrap(given: Any) -> _Given:
@@ -402,8 +405,10 @@ def _unwrap(given: Any) -> _Given:
     if langchain is not None and isinstance(given, langchain.Chroma):
         return _Given(given._client, given._collection_name, given.embeddings)
     if isinstance(given, Collection):
-        client = Client.from_system(given._client._system, given.tenant, given.database)
-        return _Given(client, given.name, _configured_embedding(given), ours=True)
+        # Client.from_system would open a second connection to a server, which Client.close does not close.
+        client = object.__new__(Client)
+        client._server, client.tenant, client.database = given._client, given.tenant, given.database
+        return _Given(client, given.name, _configured_embedding(given))
     lookup = getattr(given, "get_collection", None)
     if lookup is None or iscoroutinefunction(lookup):
         raise IndexConfigError(
@@ -460,6 +465,13 @@ def _fits(value: object) -> bool:
 
 def _is_ours(collection: Collection) -> bool:
     return _OURS + "store_id" in (collection.metadata or {})
+
+
+def _foreign(collection: Collection) -> IndexConfigError:
+    return IndexConfigError(
+        f"Chroma collection {collection.name!r} was not made by this package and holds {collection.count()} records; "
+        "it is left alone. Give the hook another collection_name"
+    )
 
 
 def _dimension(collection: Collection) -> int | None:
@@ -531,6 +543,13 @@ class _Directory:
                 return None
             cls._held[path] = held = cls(path, lock)
             return held
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """In a forked child: leave the locks to the parent, which would otherwise outlive it here."""
+        cls._mutex = threading.RLock()
+        for held in cls._held.values():
+            held._lock.close()
 
     def release(self) -> None:
         with self._mutex:
@@ -666,6 +685,10 @@ class _Directory:
                 shutil.rmtree(header.parent, ignore_errors=True)
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Directory.after_fork)
+
+
 def _try_lock(file: IO[str]) -> bool:
     """Lock a file for this process alone, until it is closed. The lock of a process that was killed is free."""
     try:
@@ -676,7 +699,7 @@ def _try_lock(file: IO[str]) -> bool:
         else:
             import fcntl
 
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which a forked child would share
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not lockf: copying the directory would unlock it
     except (BlockingIOError, PermissionError):
         return False
     return True

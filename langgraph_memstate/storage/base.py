@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 from langgraph_memstate.facts import Draft, IndexPaths, LogEntry, Namespace, Record
 
+EXACT = "exact"  # the name of an index without a vector database: searched in SQL, nothing follows it
+
 # -- values -----------------------------------------------------------------------------------------
 
 
@@ -77,7 +79,7 @@ class OutboxRow(NamedTuple):
 
     id: int
     index_name: str
-    op: Literal["upsert", "delete"]
+    op: Literal["upsert", "delete", "embed"]
     vector_id: str
     version: str | None
     attempts: int
@@ -172,13 +174,15 @@ class Drain:
 class Append:
     """Append drafts to the log and make them current. A version that is in the log already is skipped.
 
-    `indexes`: names of the vector indexes whose vectors of superseded versions must go.
-    `if_current`: skip a draft unless it replaces one of these versions (an item that expired, and not its successor).
+    What it means for the indexes goes to their outboxes: vectors of superseded versions must go, and an index that this
+    process does not know (`indexes` names those it does) is left to embed the new versions itself.
+    `if_expired`: skip a draft unless it replaces one of these versions and that has expired (not its successor, and
+    not an item whose time to live began again).
     """
 
     drafts: tuple[Draft, ...]
     indexes: tuple[str, ...] = ()
-    if_current: frozenset[str] | None = None
+    if_expired: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +237,7 @@ class QueueIndex:
 
 @dataclass(frozen=True, slots=True)
 class PutIndexMeta:
-    """What an index was built from; `generation` counts its rebuilds."""
+    """What an index was built from; `generation` counts its rebuilds. A new index has to embed what is current."""
 
     index: str
     model: str
@@ -243,9 +247,10 @@ class PutIndexMeta:
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """Refresh the expiry of items: (namespace, key, expires_at in seconds since 1970)."""
+    """Start the time to live of items again at `now` (seconds since 1970)."""
 
-    rows: tuple[tuple[Namespace, str, float], ...]
+    addresses: tuple[tuple[Namespace, str], ...]
+    now: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +381,10 @@ class Reader(ABC):
 
     @abstractmethod
     def pending_deletes(self, index: str) -> int: ...
+
+    @abstractmethod
+    def to_embed(self, index: str, limit: int) -> list[tuple[int, Record | None, IndexPaths]]:
+        """Versions committed by processes without this index: outbox id, item if current, paths it asked to embed."""
 
     @abstractmethod
     def upsert_rows(self, index: str, model: str, ids: Sequence[str]) -> dict[str, ScoredRow]:

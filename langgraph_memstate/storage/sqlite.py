@@ -39,6 +39,8 @@ def storage_error(error: sqlite3.Error, doing: str) -> StorageError:
         "SQLITE_BUSY": (TransientError, "another process kept the database busy; try again"),
         "SQLITE_LOCKED": (TransientError, "the database is locked; try again"),
         "SQLITE_FULL": (DiskFullError, "the disk is full; free space and try again"),
+        "SQLITE_IOERR_WRITE": (DiskFullError, "the file cannot grow: a full disk, a quota or a size limit"),
+        "SQLITE_IOERR_SHMSIZE": (DiskFullError, "the file cannot grow: a full disk, a quota or a size limit"),
         "SQLITE_READONLY": (ReadOnlyError, "the database is read-only; check the file's permissions"),
         "SQLITE_PERM": (ReadOnlyError, "access was denied; check the file's permissions"),
         "SQLITE_NOTADB": (DatabaseOpenError, "the file is not a SQLite database"),
@@ -116,21 +118,11 @@ class SQLiteStorage(Storage):
         return conn
 
     def _migrate(self, conn: sqlite3.Connection) -> str:
+        self._schema_version(conn)  # before the journal mode is changed: the file may be somebody else's
         self._use_wal(conn)
         conn.execute("BEGIN IMMEDIATE")
         try:
-            (application_id,) = conn.execute("PRAGMA application_id").fetchone()
-            (version,) = conn.execute("PRAGMA user_version").fetchone()
-            (tables,) = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if application_id != APPLICATION_ID and (tables or application_id):
-                raise DatabaseOpenError(
-                    f"{self._path} is a SQLite database of another program; choose a file of its own"
-                )
-            if version > len(MIGRATIONS):
-                raise NewerSchemaError(
-                    f"{self._path} has schema {version}; this release knows {len(MIGRATIONS)}. "
-                    "Upgrade langgraph-memstate to open it"
-                )
+            version = self._schema_version(conn)
             for name in MIGRATIONS[version:]:
                 script = resources.files("langgraph_memstate.storage.sql").joinpath(name).read_text()
                 for statement in _statements(script):
@@ -146,6 +138,26 @@ class SQLiteStorage(Storage):
                 conn.execute("ROLLBACK")
             raise
         return str(store_id)
+
+    def _schema_version(self, conn: sqlite3.Connection) -> int:
+        """How many migrations the database has seen: 0 for a new file.
+
+        Raises:
+            DatabaseOpenError: it belongs to another program, or to a newer release.
+        """
+        (application_id,) = conn.execute("PRAGMA application_id").fetchone()
+        (version,) = conn.execute("PRAGMA user_version").fetchone()
+        (tables,) = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application_id != APPLICATION_ID and (tables or application_id):
+            raise DatabaseOpenError(
+                f"{self._path} is a SQLite database of another program; choose a file of its own"
+            )
+        if version > len(MIGRATIONS):
+            raise NewerSchemaError(
+                f"{self._path} has schema {version}; this release knows {len(MIGRATIONS)}. "
+                "Upgrade langgraph-memstate to open it"
+            )
+        return int(version)
 
     def _use_wal(self, conn: sqlite3.Connection) -> None:
         # Changing the mode does not wait on the busy timeout, so many processes opening a new file would collide.
@@ -204,7 +216,9 @@ class SQLiteStorage(Storage):
             conn.execute("ROLLBACK TO one")
             conn.execute("RELEASE one")
             return error
-        except (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError, OverflowError) as error:
+        except (
+            sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError, OverflowError, TypeError, ValueError,
+        ) as error:  # fmt: skip
             conn.execute("ROLLBACK TO one")
             conn.execute("RELEASE one")
             failure = StorageError(f"a value does not fit the database: {error}")

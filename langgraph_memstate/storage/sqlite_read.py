@@ -264,11 +264,7 @@ class SQLiteReader(Reader):
             "WHERE NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.version = items.version AND index_name = ?)",
             index,
         )
-        found: list[tuple[Record, IndexPaths]] = []
-        for row in rows:
-            paths = None if row[10] is None else json.loads(row[10])
-            found.append((_record(row), tuple(paths) if isinstance(paths, list) else paths))
-        return found
+        return [(_record(row), _paths(row[10])) for row in rows]
 
     def outbox(self, index: str, *, due: float | None, limit: int) -> list[OutboxRow]:
         return [
@@ -289,6 +285,16 @@ class SQLiteReader(Reader):
     def pending_deletes(self, index: str) -> int:
         row = self._one("SELECT count(*) FROM outbox WHERE index_name = ? AND op = 'delete'", index)
         return int(row[0]) if row else 0
+
+    def to_embed(self, index: str, limit: int) -> list[tuple[int, Record | None, IndexPaths]]:
+        rows = self._rows(
+            f"SELECT {_ITEM}, outbox.id, (SELECT index_paths FROM facts WHERE facts.version = outbox.version) "
+            "FROM outbox LEFT JOIN items ON items.version = outbox.version "
+            "WHERE outbox.index_name = ? AND outbox.op = 'embed' ORDER BY outbox.id LIMIT ?",
+            index,
+            limit,
+        )
+        return [(row[10], None if row[2] is None else _record(row), _paths(row[11])) for row in rows]
 
     def upsert_rows(self, index: str, model: str, ids: Sequence[str]) -> dict[str, ScoredRow]:
         rows = self.vectors_by_id(index, model, ids, now=0.0)
@@ -316,6 +322,11 @@ class SQLiteReader(Reader):
             row = self._one(f"SELECT count(*) FROM {table}")
             found[table] = int(row[0]) if row else 0
         return found
+
+
+def _paths(text: str | None) -> IndexPaths:
+    paths = None if text is None else json.loads(text)
+    return tuple(paths) if isinstance(paths, list) else paths
 
 
 def _record(row: Sequence[Any]) -> Record:

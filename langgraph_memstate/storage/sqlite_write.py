@@ -10,6 +10,7 @@ from typing import Any
 from langgraph_memstate.errors import CommitRaced, CorruptRowError, TransientError
 from langgraph_memstate.facts import Draft, encode_namespace
 from langgraph_memstate.storage.base import (
+    EXACT,
     Append,
     CopyThread,
     DeleteCheckpoints,
@@ -170,10 +171,13 @@ def _append(conn: sqlite3.Connection, op: Append) -> None:
             continue
         ns = encode_namespace(draft.namespace)
         old = conn.execute(
-            "SELECT version, created_at FROM items WHERE ns = ? AND key = ?", (ns, draft.key)
+            "SELECT version, created_at, coalesce(expires_at <= ?, 0) FROM items WHERE ns = ? AND key = ?",
+            (draft.ts, ns, draft.key),
         ).fetchone()
-        if op.if_current is not None and (old is None or old[0] not in op.if_current):
+        expired = old is not None and bool(old[2])
+        if op.if_expired is not None and not (expired and old[0] in op.if_expired):
             continue
+        created_at = old[1] if old and not expired else draft.ts
         seq += 1
         _log(conn, seq, last + 1, ns, draft, old[0] if old else None)
         if draft.op == "delete":
@@ -182,12 +186,14 @@ def _append(conn: sqlite3.Connection, op: Append) -> None:
             conn.execute(
                 "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    ns, draft.key, draft.version, seq, draft.type, draft.value, old[1] if old else draft.ts, draft.ts,
+                    ns, draft.key, draft.version, seq, draft.type, draft.value, created_at, draft.ts,
                     draft.ttl, None if draft.ttl is None else draft.ts + draft.ttl * 60,
                 ),
             )  # fmt: skip
-        if old and op.indexes:
-            _retire_vectors(conn, old[0], op.indexes)
+        if old:
+            _retire_vectors(conn, old[0])
+        if draft.op == "put" and draft.index is not False:
+            _leave_to_embed(conn, draft.version, op.indexes)
 
 
 def _log(
@@ -205,20 +211,26 @@ def _log(
     )  # fmt: skip
 
 
-def _retire_vectors(conn: sqlite3.Connection, version: str, indexes: tuple[str, ...]) -> None:
-    for name in indexes:
-        conn.execute(
-            "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
-            "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
-            "WHERE version = ? AND index_name = ?",
-            (version, name),
-        )
+def _retire_vectors(conn: sqlite3.Connection, version: str) -> None:
+    conn.execute(
+        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
+        "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors WHERE version = ? AND index_name <> ?",
+        (version, EXACT),
+    )
+
+
+def _leave_to_embed(conn: sqlite3.Connection, version: str, known: tuple[str, ...]) -> None:
+    conn.execute(
+        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
+        "SELECT name, 'embed', ?1, ?1, 0 FROM indexes WHERE name NOT IN (SELECT value FROM json_each(?2))",
+        (version, json.dumps(known)),
+    )
 
 
 def _touch(conn: sqlite3.Connection, op: Touch) -> None:
     conn.executemany(
-        "UPDATE items SET expires_at = ? WHERE ns = ? AND key = ? AND expires_at IS NOT NULL",
-        [(expires_at, encode_namespace(ns), key) for ns, key, expires_at in op.rows],
+        "UPDATE items SET expires_at = max(expires_at, ? + ttl * 60) WHERE ns = ? AND key = ? AND ttl IS NOT NULL",
+        [(op.now, encode_namespace(namespace), key) for namespace, key in op.addresses],
     )
 
 
@@ -286,6 +298,12 @@ def _queue_index(conn: sqlite3.Connection, op: QueueIndex) -> None:
 
 
 def _put_index_meta(conn: sqlite3.Connection, op: PutIndexMeta) -> None:
+    if not conn.execute("SELECT 1 FROM indexes WHERE name = ?", (op.index,)).fetchone():
+        conn.execute(
+            "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
+            "SELECT ?, 'embed', version, version, 0 FROM items ORDER BY seq",
+            (op.index,),
+        )
     conn.execute(
         "INSERT OR REPLACE INTO indexes VALUES (?, ?, ?, ?)", (op.index, op.model, op.dims, op.generation)
     )

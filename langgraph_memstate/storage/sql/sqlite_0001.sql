@@ -135,7 +135,7 @@ CREATE INDEX vectors_by_id ON vectors (vector_id, index_name);
 CREATE TABLE outbox (
     id         INTEGER PRIMARY KEY,
     index_name TEXT NOT NULL,
-    op         TEXT NOT NULL CHECK (op IN ('upsert', 'delete')),
+    op         TEXT NOT NULL CHECK (op IN ('upsert', 'delete', 'embed')),
     vector_id  TEXT NOT NULL,
     version    TEXT,
     attempts   INTEGER NOT NULL DEFAULT 0,
@@ -143,6 +143,7 @@ CREATE TABLE outbox (
     error      TEXT
 ) STRICT;
 CREATE INDEX outbox_by_index ON outbox (index_name, id);
+CREATE INDEX outbox_to_embed ON outbox (index_name, id) WHERE op = 'embed';
 
 CREATE TABLE prepared (
     id         TEXT PRIMARY KEY,

@@ -1,0 +1,96 @@
+"""SQL and the indexes compared, and made equal again."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from langgraph_memstate.embedding import text_hash
+from langgraph_memstate.facts import Draft
+from langgraph_memstate.index import VectorIndex
+from langgraph_memstate.outbox import Outbox, draft_of
+from langgraph_memstate.storage.base import Reader, Storage
+
+_ALL = 1_000_000_000
+_HORIZON = 86_400.0  # seconds; entries wait less than a day for their next try
+
+
+@dataclass(frozen=True, slots=True)
+class IndexReport:
+    """One index beside SQL. `missing` and `orphaned` are vector ids; `unembedded` counts values never embedded."""
+
+    index: str
+    reachable: bool
+    missing: tuple[str, ...] = ()
+    orphaned: tuple[str, ...] = ()
+    pending: int = 0
+    quarantined: int = 0
+    unembedded: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return self.reachable and not (self.missing or self.orphaned or self.quarantined or self.unembedded)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    indexes: tuple[IndexReport, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(report.ok for report in self.indexes)
+
+
+def verify_index(storage: Storage, index: VectorIndex) -> IndexReport:
+    """Compare one index with SQL, both ways. Changes nothing."""
+    held: set[str] | None = None
+    if index.hook is not None:
+        if not index.follows:
+            return IndexReport(index.name, reachable=False, pending=_pending(storage, index))
+        try:
+            held = index.held_ids()
+        except Exception as error:
+            return IndexReport(f"{index.name}: {error!r}", reachable=False, pending=_pending(storage, index))
+    with storage.snapshot() as reader:
+        wanted = set(reader.vector_ids(index.name))
+        entries = reader.outbox(index.name, due=None, limit=_ALL)
+        due = reader.outbox(index.name, due=time.time() + _HORIZON, limit=_ALL)
+        in_flight = {id_ for row in reader.prepared() for id_ in row.vector_ids}
+        waiting = {row.vector_id for row in due}
+        unembedded = [draft for draft in unembedded_drafts(reader, index) if draft.version not in waiting]
+    return IndexReport(
+        index.name,
+        reachable=True,
+        missing=() if held is None else tuple(sorted(wanted - held - waiting)),
+        orphaned=() if held is None else tuple(sorted(held - wanted - waiting - in_flight)),
+        pending=len(due),
+        quarantined=len(entries) - len(due),
+        unembedded=len(unembedded),
+    )
+
+
+def repair_index(storage: Storage, outbox: Outbox, index: VectorIndex) -> None:
+    """Queue what makes one index equal to SQL, entries that had failed for good included."""
+    outbox.settle_abandoned()
+    report = verify_index(storage, index)
+    with storage.snapshot() as reader:
+        unembedded = unembedded_drafts(reader, index)
+    outbox.mend(index, report.missing, report.orphaned, unembedded)
+
+
+def unembedded_drafts(reader: Reader, index: VectorIndex) -> list[Draft]:
+    """Current versions with text that this index embeds, and no vector for it."""
+    drafts = (draft_of(record, paths) for record, paths in reader.unindexed(index.name))
+    return [draft for draft in drafts if _has_direction(reader, index, draft)]
+
+
+def _has_direction(reader: Reader, index: VectorIndex, draft: Draft) -> bool:
+    """Whether a text of the draft is not known to be one that cosine cannot rank."""
+    hashes = [text_hash(text) for text in index.texts(draft)]
+    known = reader.embeddings(index.model, hashes)
+    return any(known.get(hash_) != b"" for hash_ in hashes)
+
+
+def _pending(storage: Storage, index: VectorIndex) -> int:
+    with storage.snapshot() as reader:
+        return len(reader.outbox(index.name, due=time.time() + _HORIZON, limit=_ALL))

@@ -1,0 +1,73 @@
+"""Every scenario of a step, in every durability, sync and async: ours against what must be, upstream beside it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import scenarios
+
+DURABILITIES = ("sync", "async", "exit")
+Cell = tuple[str, bool, str]  # scenario, sync, durability
+
+
+@pytest.fixture(scope="module")
+def fresh_process() -> Iterator[Any]:
+    """Runs a function in a process of its own, forked from one that has done nothing but import."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["scenarios"])
+
+    def run(function: Any, *args: Any) -> Any:
+        pool: Pool
+        with context.Pool(1) as pool:
+            return pool.apply_async(function, args).get(timeout=120)
+
+    yield run
+
+
+def cells(name: str) -> list[Cell]:
+    scenario = scenarios.SCENARIOS[name]
+    return [
+        (name, sync, durability)
+        for sync in (True, False)
+        for durability in DURABILITIES
+        if not scenario.skip(sync, durability)
+    ]
+
+
+def deviations(fresh_process: Any, side: str, name: str, path: Path) -> dict[Cell, list[str]]:
+    """Play a scenario in all its cells, each phase in a new process; what differs from the expectation, by cell."""
+    found: dict[Cell, list[str]] = {cell: [] for cell in cells(name)}
+    for phase, expected in enumerate(scenarios.SCENARIOS[name].expect):
+        work = [(str(path / f"{sync}-{durability}"), name, sync, durability, phase) for _, sync, durability in found]
+        for cell, outcome in zip(found, fresh_process(scenarios.play_all, side, work), strict=True):
+            if outcome != expected:
+                found[cell].append(f"phase {phase}: {outcome}, not {expected}")
+    return found
+
+
+@pytest.mark.parametrize("name", scenarios.SCENARIOS)
+def test_a_step_and_its_memory_land_together(name: str, fresh_process: Any, tmp_path: Path) -> None:
+    wrong = {cell: faults for cell, faults in deviations(fresh_process, "memstate", name, tmp_path).items() if faults}
+    assert not wrong
+
+
+def test_the_upstream_saver_and_store_leave_ghosts(fresh_process: Any, tmp_path: Path) -> None:
+    """The same scenarios on LangGraph's SQLite saver and store: the harness sees what they leave behind."""
+    good = total = 0
+    for name in scenarios.SCENARIOS:
+        outcome = deviations(fresh_process, "upstream", name, tmp_path / name)
+        kept = sum(not faults for faults in outcome.values())
+        good, total = good + kept, total + len(outcome)
+        print(f"{name:52} upstream {kept}/{len(outcome)}   memstate {len(outcome)}/{len(outcome)}")
+    print(f"{'all cells':52} upstream {good}/{total}   memstate {total}/{total}")
+    assert good < total / 2
+    for name in ("plain_steps", "a_subgraph_finishes", "a_fan_out_by_send"):
+        assert not any(deviations(fresh_process, "upstream", name, tmp_path / "again").values()), name
