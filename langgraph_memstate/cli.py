@@ -63,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     demo.add_argument("--json", type=_new_file, metavar="PATH", help="also write the results to PATH, as JSON")
-    demo.add_argument("--keep", type=_new_directory, metavar="DIR", help="keep the databases and logs in DIR, a new directory")
+    demo.add_argument(
+        "--keep", type=_new_directory, metavar="DIR", help="keep the databases and logs in DIR, a new directory"
+    )
     return parser
 
 

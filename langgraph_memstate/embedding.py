@@ -13,7 +13,6 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from langchain_core.embeddings import Embeddings
 
 from langgraph_memstate.errors import EmbeddingError, IndexConfigError
@@ -80,6 +79,8 @@ class Embedder:
         return _wait(answer) if inspect.isawaitable(answer) else answer
 
     def _unit(self, raw: Any) -> Vector | None:
+        import numpy as np
+
         try:
             vector = np.asarray(raw, dtype=np.float32)
         except (TypeError, ValueError) as error:

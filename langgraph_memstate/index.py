@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID, uuid5
 
-import numpy as np
-
 from langgraph_memstate.embedding import Embedder, check_paths, text_hash, texts_of
 from langgraph_memstate.errors import IndexConfigError, VectorSyncError
 from langgraph_memstate.facts import Draft, decode_value
@@ -37,6 +35,8 @@ def to_bytes(vector: Vector | None) -> bytes:
 
 
 def to_vector(data: bytes) -> Vector:
+    import numpy as np
+
     return np.frombuffer(data, dtype="<f4")
 
 

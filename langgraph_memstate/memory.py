@@ -178,6 +178,7 @@ class MemoryStore:
 
     def use_index(self, config: Mapping[str, Any]) -> None:
         """Give the memory an `IndexConfig` after it was opened; the same one again changes nothing."""
+        self._check_open()
         _check_index_config(config)
         with self._lock:
             if self._index_config is not None:
@@ -193,6 +194,7 @@ class MemoryStore:
 
         In a pattern of labels, ``*`` stands for any one label. The stored value is what the model dumps.
         """
+        self._check_open()
         self.schemas.register(pattern, model)
 
     @functools.cached_property
@@ -449,6 +451,7 @@ class MemoryStore:
 
     def at_close(self, call: Callable[[], object]) -> None:
         """Have `close` call this first."""
+        self._check_open()
         self._at_close.append(call)
 
     @property

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+from uuid import uuid4
 
 from langgraph_memstate.commit import Writer
 from langgraph_memstate.errors import IndexConfigError, MemStateError, StorageClosedError, VectorSyncError
@@ -49,7 +50,9 @@ POISON_AFTER = 8  # failures of one entry, with the database up, before it is se
 _POLL = 0.5  # seconds between looks for work that another process committed
 _REOPEN = 2.0  # seconds between tries to open an index that is away
 _BATCH = 50
-_OWNER = f"{socket.gethostname()}:{os.getpid()}"
+
+_alive: set[str] = set()
+"""The owners of prepare records in this process whose memory is open."""
 
 
 @dataclass(slots=True)
@@ -74,6 +77,9 @@ class Outbox:
         self._stopping = False
         self._follower: threading.Thread | None = None
         self._turn = threading.Lock()  # one replay at a time: the follower's or a flush
+        # Made here and not at import, which a forked process shares with its parent.
+        self._owner = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex}"
+        _alive.add(self._owner)
 
     # -- opening ------------------------------------------------------------------------------------
 
@@ -177,7 +183,7 @@ class Outbox:
         prepared = [
             PreparedRow(
                 new_version(), index.name, tuple(record.id for record in plan.upserts[index.name]),
-                _OWNER, time.time() + LEASE,
+                self._owner, time.time() + LEASE,
             )
             for index in atomic
         ]  # fmt: skip
@@ -241,21 +247,20 @@ class Outbox:
 
     def replay(self, *, force: bool = False) -> bool:
         """Apply one batch of due work to each index (`force`: also what waits for a retry). False when idle."""
-        busy = False
+        busy = any([self._embed_batch(index) for index in self.indexes])
         with self._turn:
             for index in self.indexes:
-                busy = self._embed_batch(index) or busy
                 if index.follows:
                     busy = self._replay_index(index, force) or busy
         return busy
 
     def catch_up(self, index: VectorIndex) -> None:
         """Embed what processes without this index have committed, so that search does not miss it."""
-        with self._turn:
-            while self._embed_batch(index):
-                continue
+        while self._embed_batch(index):
+            continue
 
     def _embed_batch(self, index: VectorIndex) -> bool:
+        # Takes no turn: an async model may need the very thread that waits for it. Twice is the same as once.
         with self._storage.snapshot() as reader:
             waiting = reader.to_embed(index.name, _BATCH)
         if not waiting:
@@ -352,6 +357,7 @@ class Outbox:
                 self.flush()
         except MemStateError as error:
             logger.warning("closing with index work left, which the next open applies: %s", error)
+        _alive.discard(self._owner)
         for index in self.indexes:
             index.close()
 
@@ -378,9 +384,12 @@ def draft_of(record: Record, paths: IndexPaths) -> Draft:
 def _is_abandoned(row: PreparedRow) -> bool:
     if row.expires_at < time.time():
         return True
-    host, _, pid = row.owner.rpartition(":")
+    host, _, process = row.owner.partition("/")
+    pid = process.partition("/")[0]
     if host != socket.gethostname() or not pid.isdecimal():
         return False  # another machine: only its lease can tell
+    if int(pid) == os.getpid():  # or of one that had our number before, as containers often do
+        return row.owner not in _alive
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

@@ -137,7 +137,7 @@ def _found(comparisons: Sequence[Comparison], side: SideName, kind: str) -> list
 
 def text(comparisons: Sequence[Comparison], seconds: float) -> str:
     """Everything the demo prints."""
-    about = [f"  {LABELS[side]:13} {_ABOUT[side]}" for side in SIDES]
+    about = [f"  {LABELS[side]:13}  {_ABOUT[side]}" for side in SIDES]
     return "\n".join(
         [
             "One small agent, twice through the same faults:",

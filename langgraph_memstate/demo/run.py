@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from langgraph_memstate.demo.play import Outcome, play
 from langgraph_memstate.demo.sides import SIDES, SideName
 from langgraph_memstate.demo.story import STORIES, Story
 from langgraph_memstate.errors import MemStateError
+
+if TYPE_CHECKING:  # not every platform has both
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 Progress = Callable[[SideName, Story], None]
 
@@ -58,7 +61,7 @@ def compare(directory: Path, on_progress: Progress, stories: Sequence[Story] = S
     return comparisons
 
 
-def _context() -> BaseContext:
+def _context() -> ForkServerContext | SpawnContext:
     """Processes forked from one that has imported everything and started nothing; new ones where there is no fork."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -68,7 +71,9 @@ def _context() -> BaseContext:
     return context
 
 
-def _play(context: BaseContext, name: SideName, story: Story, directory: Path, on_progress: Progress) -> Outcome:
+def _play(
+    context: ForkServerContext | SpawnContext, name: SideName, story: Story, directory: Path, on_progress: Progress
+) -> Outcome:
     directory.mkdir(parents=True)
     first = kills = 0
     while True:
@@ -80,7 +85,9 @@ def _play(context: BaseContext, name: SideName, story: Story, directory: Path, o
         first = next(n for n, turn in enumerate(story.turns) if n >= first and turn.kills) + 1
 
 
-def _process(context: BaseContext, name: SideName, story: Story, directory: Path, first: int) -> Outcome | None:
+def _process(
+    context: ForkServerContext | SpawnContext, name: SideName, story: Story, directory: Path, first: int
+) -> Outcome | None:
     """Play on in a new process; None if it was killed as the story wants."""
     receiver, sender = context.Pipe(duplex=False)
     with receiver:

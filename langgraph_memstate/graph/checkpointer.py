@@ -48,6 +48,7 @@ from langgraph_memstate.storage.base import (
     StagedDraft,
     StepKey,
     StoredCheckpoint,
+    StoredWrite,
     Unstage,
     WriteRow,
 )
@@ -92,6 +93,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             DeserializationError: a value's type is unknown or refused; the message names it.
             CorruptRowError: the row is not what a checkpointer wrote.
         """
+        pregel.enter_graph()
         configurable = config["configurable"]
         with self.memory.storage.snapshot() as reader:
             stored = reader.checkpoint(
@@ -137,6 +139,35 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 return
             last = page[-1].step
             cursor = (last.checkpoint_id, last.thread_id, last.checkpoint_ns)
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """The writes of each channel since its nearest stored value (`seed`), along a checkpoint's ancestors.
+
+        One snapshot, and of the ancestors' values only what is asked for is loaded.
+        """
+        writes: dict[str, list[StoredWrite]] = {channel: [] for channel in channels}
+        seeds: dict[str, Blob] = {}
+        configurable = config["configurable"]
+        with self.memory.storage.snapshot() as reader:
+            where = str(configurable["thread_id"]), configurable.get("checkpoint_ns", "")
+            row = reader.checkpoint(*where, get_checkpoint_id(config)) if channels else None
+            while row is not None and row.parent_id is not None and len(seeds) < len(writes):
+                row = reader.checkpoint(*where, row.parent_id)
+                if row is None:
+                    break
+                for write in reversed(row.writes):
+                    if write.channel in writes and write.channel not in seeds:
+                        writes[write.channel].append(write)
+                seeds = {name: row.values[name] for name in writes if name in row.values} | seeds
+        histories: dict[str, DeltaChannelHistory] = {}
+        for channel, newest_first in writes.items():
+            oldest_first = [(one.task_id, channel, self.serde.loads_typed(one.value)) for one in reversed(newest_first)]
+            histories[channel] = {"writes": oldest_first}
+            if channel in seeds:
+                histories[channel]["seed"] = self.serde.loads_typed(seeds[channel])
+        return histories
 
     def _load(self, stored: StoredCheckpoint) -> CheckpointTuple:
         step = stored.step
@@ -321,7 +352,10 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         self._change(DeleteRuns(tuple(map(str, run_ids))))
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy a thread's checkpoints and pending writes, with their ids, to another thread."""
+        """Copy a thread's checkpoints and pending writes, with their ids, to another thread.
+
+        Memory writes that wait for a step to end land once, with whichever of the two threads ends it first.
+        """
         self._change(CopyThread(str(source_thread_id), str(target_thread_id)), str(target_thread_id))
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
@@ -376,6 +410,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     # -- the async face: the same calls, awaited ----------------------------------------------------
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        pregel.enter_graph()  # in the caller's own context, which the thread only copies
         return await self.memory.run(self.get_tuple, config)
 
     async def alist(

@@ -1115,11 +1115,8 @@ _DTYPE = re.compile(r"[<>|=]?[biufcmMSUV]\d*(\[\w+\])?")
 
 
 def _array(row: Any) -> Any:
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        raise DeserializationError(
-            "numpy.ndarray cannot be loaded: import the module 'numpy' before reading."
-        )
+    import numpy  # a dependency of this package: it is there whatever the row says
+
     try:
         dtype_name, shape, order, data = row
         if not _DTYPE.fullmatch(dtype_name) or order not in ("C", "F") or type(data) is not bytes:

@@ -5,8 +5,9 @@ send functions. The read function is a `functools.partial` that holds the task's
 write set: cleared when the task is retried, dropped when it fails, applied when its step ends. A memory write leaves a
 marker there under `__no_writes__`, a channel that LangGraph skips when it applies writes.
 
-A subgraph's tasks do not know the task they run inside of. LangGraph asks a store for its truth value once as it enters
-a graph (`Runtime.merge`), in the context of whoever invokes it; `enter_graph` notes the invoking task there.
+A subgraph's tasks do not know the task they run inside of. As it enters a graph, in the context of whoever invokes it,
+LangGraph asks the store for its truth value (`Runtime.merge`), and a graph that checkpoints loads its checkpoint; at both
+moments `enter_graph` notes the invoking task.
 
 Where something is not as expected, `StagingError` is raised at the first write: nothing is guessed.
 """
@@ -252,8 +253,12 @@ def steps_around(config: RunnableConfig) -> Mapping[str, str]:
 
 def subgraph_resumes(config: RunnableConfig) -> bool | None:
     """Whether a subgraph was told to go on from its checkpoint; None for a root graph, which decides by its input."""
-    configurable = config.get(CONF) or {}
-    return bool(configurable.get(CONFIG_KEY_RESUMING)) if CONFIG_KEY_TASK_ID in configurable else None
+    return None if is_root(config) else bool((config.get(CONF) or {}).get(CONFIG_KEY_RESUMING))
+
+
+def is_root(config: RunnableConfig) -> bool:
+    """Whether a config is of a root graph, not of one that a task runs."""
+    return CONFIG_KEY_TASK_ID not in (config.get(CONF) or {})
 
 
 def saves_at_exit(config: RunnableConfig) -> bool:

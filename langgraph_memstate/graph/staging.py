@@ -94,7 +94,7 @@ class _Run:
     loaded: dict[tuple[str, str], _Loaded] = field(default_factory=dict)
     """by thread and namespace"""
     at_exit: bool = False
-    anchored: bool = False
+    anchor: weakref.ref[Any] | None = None
 
     def loaded_by(self, task: RunningTask) -> _Loaded | None:
         """The checkpoint the run loaded, if it is the one the task's step starts from."""
@@ -197,10 +197,13 @@ class Staging:
             return
         with self._lock:
             run = self._run(control)
-            if not run.anchored:
-                run.anchored = True
+            if run.anchor is not None and run.anchor() is not anchor and pregel.is_root(config):
+                del self._runs[id(control)]  # the application uses one RunControl for another run
+                run = self._run(control)
+            if run.anchor is None:
+                run.anchor = weakref.ref(anchor)
                 run.at_exit = pregel.saves_at_exit(config)
-                weakref.finalize(anchor, self._runs.pop, id(control), None).atexit = False
+                weakref.finalize(anchor, self._forget, run).atexit = False
             place = None if step is None else (step.thread_id, step.checkpoint_ns)
             if step is not None and place is not None and place not in run.loaded:
                 loaded = run.loaded[place] = _Loaded(step, rows, pregel.steps_around(config))
@@ -270,7 +273,9 @@ class Staging:
             tasks=frozenset(entry.chain[level].task_id for entry, level in found),
         )
 
-    def unsaved_subgraphs(self, config: RunnableConfig, checkpoint: StepKey) -> list[tuple[StepKey, Sequence[StagedDraft]]]:
+    def unsaved_subgraphs(
+        self, config: RunnableConfig, checkpoint: StepKey
+    ) -> list[tuple[StepKey, Sequence[StagedDraft]]]:
         """Steps of subgraphs that this checkpoint ends too: a run that saves at exit saves no subgraph that finishes.
 
         Each with what its finished tasks had saved before the run resumed it.
@@ -287,7 +292,9 @@ class Staging:
                 and (rows := [row for row in loaded.rows if row.draft.version not in run.landed])
             ]
 
-    def landed(self, config: RunnableConfig, checkpoint: StepKey, parent_id: str | None, versions: frozenset[str]) -> None:
+    def landed(
+        self, config: RunnableConfig, checkpoint: StepKey, parent_id: str | None, versions: frozenset[str]
+    ) -> None:
         """Forget the steps that a checkpoint ended, now that it is committed."""
         with self._lock:
             run = self._runs.get(id(pregel.run_of(config)))
@@ -311,6 +318,11 @@ class Staging:
             if (started_from != checkpoint.checkpoint_id) if at_exit else (started_from == parent_id):
                 ended.append((entry, level))
         return ended
+
+    def _forget(self, run: _Run) -> None:
+        with self._lock:
+            if self._runs.get(id(run.control)) is run:
+                del self._runs[id(run.control)]
 
     def _run(self, control: object) -> _Run:
         return self._runs.setdefault(id(control), _Run(control))
@@ -343,8 +355,8 @@ def _sees(task: RunningTask, entry: _Entry) -> bool:
             return mine.inside is not None  # another subgraph that the same task ran
         if mine.checkpoint_id != theirs.checkpoint_id:
             return True  # an earlier step of this run
-        # The same step: parallel tasks are isolated. A call knows what its callers wrote, and they and their other calls
-        # know what it wrote once it has returned.
+        # The same step: parallel tasks are isolated. A call knows what its callers wrote; they and their other calls know
+        # what it wrote once it has returned.
         if pregel.calls(theirs.path, mine.path):
             return True
         called_by_us = any(pregel.calls(path, theirs.path) for path in (mine.path, mine.caller) if path is not None)

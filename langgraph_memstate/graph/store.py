@@ -101,7 +101,6 @@ class MemStateStore(BaseStore):
         self.ttl_config = ttl
         self._sweeper: threading.Thread | None = None
         self._stop = threading.Event()
-        memory.at_close(self.stop_ttl_sweeper)
         if index is not None:
             memory.use_index(index)
         memory.join_steps(Staging)
@@ -205,6 +204,7 @@ class MemStateStore(BaseStore):
         configured = (self.ttl_config or {}).get("sweep_interval_minutes")
         minutes = float(sweep_interval_minutes or configured or 5)
         if self._sweeper is None or not self._sweeper.is_alive():
+            self.memory.at_close(self.stop_ttl_sweeper)
             self._stop.clear()
             self._sweeper = threading.Thread(target=self._sweep_on, args=(minutes,), name="memstate-ttl", daemon=True)
             self._sweeper.start()

@@ -164,7 +164,7 @@ class Unstage:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Remove what was staged for a step, which must be among `expected`; else raise `CommitRaced`."""
+    """Remove what was staged for a step. What of it is not in the log must be among `expected`; else `CommitRaced`."""
 
     step: StepKey
     expected: frozenset[str]
@@ -265,6 +265,8 @@ class DeleteRuns:
 
 @dataclass(frozen=True, slots=True)
 class CopyThread:
+    """Copy a thread's checkpoints, values, writes and staged work; drafts keep their versions, so they land once."""
+
     source: str
     target: str
 

@@ -32,7 +32,7 @@ from langgraph_memstate.storage.base import (
     StoredCheckpoint,
     StoredWrite,
 )
-from langgraph_memstate.storage.sqlite_write import THIS_STEP
+from langgraph_memstate.storage.sqlite_write import NOT_LANDED, THIS_STEP
 
 _CHECKPOINT = "thread_id, checkpoint_ns, checkpoint_id, parent_id, head_type, head, metadata, manifest"
 _ITEM = "items.ns, items.key, items.version, items.value, created_at, updated_at, items.seq, expires_at, ttl, type"
@@ -150,7 +150,7 @@ class SQLiteReader(Reader):
         return [
             StagedDraft(task_id, task_path, Draft.loads(draft))
             for task_id, task_path, draft in self._rows(
-                f"SELECT task_id, task_path, draft FROM staged WHERE {THIS_STEP} "
+                f"SELECT task_id, task_path, draft FROM staged WHERE {THIS_STEP} AND {NOT_LANDED} "
                 "ORDER BY task_path, task_id, ord",
                 *step,
             )

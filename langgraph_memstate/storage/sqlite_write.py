@@ -37,6 +37,7 @@ from langgraph_memstate.storage.base import (
 Run = Callable[[sqlite3.Connection, Any], None]
 
 THIS_STEP = "thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+NOT_LANDED = "NOT EXISTS (SELECT 1 FROM facts WHERE facts.version = staged.version)"  # a copied thread landed it first
 
 
 def run_op(conn: sqlite3.Connection, op: Op) -> None:
@@ -115,6 +116,7 @@ def _copy_thread(conn: sqlite3.Connection, op: CopyThread) -> None:
         "checkpoints": "checkpoint_ns, checkpoint_id, parent_id, run_id, seq, head_type, head, metadata, manifest",
         "channel_values": "value_id, type, data",
         "writes": "checkpoint_ns, checkpoint_id, task_path, task_id, idx, channel, type, data",
+        "staged": "checkpoint_ns, checkpoint_id, task_id, ord, task_path, version, draft",
     }
     for table, copied in columns.items():
         conn.execute(
@@ -153,11 +155,10 @@ def _unstage(conn: sqlite3.Connection, op: Unstage) -> None:
 
 
 def _drain(conn: sqlite3.Connection, op: Drain) -> None:
-    rows = conn.execute(f"SELECT version FROM staged WHERE {THIS_STEP}", op.step).fetchall()
+    rows = conn.execute(f"SELECT version FROM staged WHERE {THIS_STEP} AND {NOT_LANDED}", op.step).fetchall()
     if unknown := {version for (version,) in rows} - op.expected:
         raise CommitRaced(f"{len(unknown)} memory writes were staged while the step was committed")
-    if rows:
-        conn.execute(f"DELETE FROM staged WHERE {THIS_STEP}", op.step)
+    conn.execute(f"DELETE FROM staged WHERE {THIS_STEP}", op.step)
 
 
 # -- the log ----------------------------------------------------------------------------------------

@@ -154,21 +154,13 @@ class Hosts:
         self._all: list[tuple[Any, Connection]] = []
 
     def __enter__(self) -> Hosts:
-        before = os.environ.get("OPENBLAS_NUM_THREADS")
-        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # it starts threads as numpy is imported
-        try:
-            for _ in range(self._count):
-                ours, theirs = self._context.Pipe()
-                process = self._context.Process(target=_serve, args=(theirs,))
-                process.start()
-                theirs.close()
-                self._all.append((process, ours))
-                self._free.put((process, ours))
-        finally:
-            if before is None:
-                del os.environ["OPENBLAS_NUM_THREADS"]
-            else:
-                os.environ["OPENBLAS_NUM_THREADS"] = before
+        for _ in range(self._count):
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(theirs,))
+            process.start()
+            theirs.close()
+            self._all.append((process, ours))
+            self._free.put((process, ours))
         return self
 
     def __exit__(self, *exc: object) -> None:

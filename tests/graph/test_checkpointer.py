@@ -266,9 +266,9 @@ def test_list_is_complete_and_newest_first_over_many_pages(saver: Face, crowd: l
     assert found_keys(saver.list(at("a", None, "00000007"))) == [("00000007", "a", "n"), ("00000007", "a", "")]
 
 
-@pytest.mark.parametrize("limit", [0, 1, 49, 50, 51, 100, 101, 269, 270, 1000])
-def test_list_limit_at_the_edges_of_pages(saver: Face, crowd: list[tuple[str, str, str]], limit: int) -> None:
-    assert found_keys(saver.list(None, limit=limit)) == crowd[:limit]
+def test_list_limit_at_the_edges_of_pages(saver: Face, crowd: list[tuple[str, str, str]]) -> None:
+    for limit in (0, 1, 49, 50, 51, 100, 101, 269, 270, 1000):
+        assert found_keys(saver.list(None, limit=limit)) == crowd[:limit]
 
 
 def test_list_before_filter_and_limit_together(saver: Face, crowd: list[tuple[str, str, str]]) -> None:

@@ -1,0 +1,115 @@
+"""What must hold of a database file at any moment, asked of SQLite itself and not of the code under test."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+Rows = list[tuple[object, ...]]
+
+
+def audit(path: Path, *, settled: bool = False) -> list[str]:
+    """Violations found in a database. `settled`: nothing may wait for the index either."""
+    with closing(sqlite3.connect(path)) as connection:
+
+        def rows(query: str) -> Rows:
+            return connection.execute(query).fetchall()
+
+        found = [f"integrity check: {line}" for (line,) in rows("PRAGMA integrity_check") if line != "ok"]
+        if not rows("SELECT 1 FROM sqlite_master"):
+            return found  # killed before the first migration landed
+        sequence = [row[0] for row in rows("SELECT seq FROM facts ORDER BY seq")]
+        if sequence != list(range(1, len(sequence) + 1)):
+            found.append(f"the log has gaps: {sequence}")
+        found += _wrong_items(rows("SELECT seq, ns, key, op, version, value FROM facts ORDER BY seq"),
+                              rows("SELECT seq, ns, key, version, value FROM items"))  # fmt: skip
+        for what, query in _NEVER.items():
+            found += [f"{what}: {row}" for row in rows(query)]
+        if settled:
+            for what, query in _NEVER_WHEN_SETTLED.items():
+                found += [f"{what}: {row}" for row in rows(query)]
+    return found
+
+
+def _wrong_items(log: Rows, items: Rows) -> list[str]:
+    """Items are what the log says, read from its start."""
+    current: dict[object, tuple[object, ...]] = {}
+    for seq, ns, key, op, version, value in log:
+        if op == "delete":
+            current.pop((ns, key), None)
+        else:
+            current[ns, key] = (seq, ns, key, version, value)
+    differing = set(current.values()) ^ set(items)
+    return [f"items and log differ: {row}" for row in sorted(differing, key=str)]
+
+
+_NEVER = {
+    "a fact of a step whose checkpoint is not there": (
+        "SELECT version FROM facts WHERE checkpoint_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM checkpoints AS c "
+        "WHERE c.thread_id = facts.thread_id AND c.checkpoint_ns = facts.checkpoint_ns "
+        "AND c.checkpoint_id = facts.checkpoint_id)"
+    ),
+    "a checkpoint that refers to a value that is not there": (
+        "SELECT c.checkpoint_id, used.key FROM checkpoints AS c, json_each(c.manifest) AS used WHERE NOT EXISTS "
+        "(SELECT 1 FROM channel_values AS v WHERE v.thread_id = c.thread_id AND v.value_id = used.value)"
+    ),
+    "staged work that is in the log already": (
+        "SELECT version FROM staged WHERE version IN (SELECT version FROM facts)"
+    ),
+    "staged work of a task that did not finish": (
+        "SELECT DISTINCT s.task_id FROM staged AS s JOIN writes AS w USING (thread_id, checkpoint_ns, checkpoint_id, "
+        "task_id) WHERE w.channel IN ('__error__', '__interrupt__')"
+    ),
+    "staged work without the writes of its task": (
+        "SELECT DISTINCT task_id FROM staged AS s WHERE NOT EXISTS (SELECT 1 FROM writes AS w WHERE "
+        "w.thread_id = s.thread_id AND w.checkpoint_id = s.checkpoint_id AND w.task_id = s.task_id)"
+    ),
+    "a current version whose vector has no embedding": (
+        "SELECT version FROM vectors JOIN items USING (version) WHERE text_hash NOT IN "
+        "(SELECT text_hash FROM embeddings)"
+    ),
+    "vectors of a version that is not in the log": (
+        "SELECT version FROM vectors WHERE version NOT IN (SELECT version FROM facts)"
+    ),
+}
+_NEVER_WHEN_SETTLED = {
+    "index work that is still waiting": "SELECT id, op, vector_id, attempts, error FROM outbox",
+    "a prepare record that nobody settled": "SELECT id, owner FROM prepared",
+}
+
+
+def facts_of_checkpoints(path: Path, thread_id: str) -> dict[str, set[str]]:
+    """By checkpoint id of a thread's root graph, the keys of the items that were current as it committed."""
+    with closing(sqlite3.connect(path)) as connection:
+        log = connection.execute("SELECT seq, key, op FROM facts WHERE thread_id = ? ORDER BY seq", (thread_id,))
+        entries = log.fetchall()
+        found: dict[str, set[str]] = {}
+        keys: set[str] = set()
+        position = 0
+        for checkpoint_id, seq in connection.execute(
+            "SELECT checkpoint_id, seq FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = '' ORDER BY seq",
+            (thread_id,),
+        ):
+            while position < len(entries) and entries[position][0] <= seq:
+                _, key, op = entries[position]
+                keys = keys - {key} if op == "delete" else keys | {key}
+                position += 1
+            found[checkpoint_id] = set(keys)
+    return found
+
+
+def vector_ids(path: Path) -> set[str]:
+    """Ids of the vectors of every current version, as SQL has them."""
+    with closing(sqlite3.connect(path)) as connection:
+        return {row[0] for row in connection.execute("SELECT vector_id FROM vectors JOIN items USING (version)")}
+
+
+def journal_ids(path: Path) -> set[str]:
+    """Ids that a `JournalHook` file holds."""
+    held: set[str] = set()
+    for line in path.read_text().splitlines()[1:]:
+        id_, vector, _ = json.loads(line)
+        held = held - {id_} if vector is None else held | {id_}
+    return held
