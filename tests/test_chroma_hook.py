@@ -71,7 +71,8 @@ import os, signal, sys, time
 import numpy as np
 from langgraph_memstate.errors import VectorSyncError
 from langgraph_memstate.hooks.base import IndexSpec, IndexState, VectorRecord
-from langgraph_memstate.hooks.chroma import ChromaSyncHook, _Directory
+from langgraph_memstate.hooks.chroma import ChromaSyncHook
+from langgraph_memstate.hooks.chroma_directory import ChromaDirectory
 SPEC = IndexSpec("store", 1, 8, "model")
 def records(count):
     vectors = np.random.default_rng(count).normal(size=(count, 8)).astype(np.float32)
@@ -670,7 +671,7 @@ print(hook.open(SPEC), hook.capabilities.multiprocess)
 
 def test_hooks_of_one_process_share_the_directory(folder: Path, in_folder: MakeHook) -> None:
     def owned() -> str:
-        return python("print(_Directory.acquire(sys.argv[1]) is None)", folder).stdout.strip()
+        return python("print(ChromaDirectory.acquire(sys.argv[1]) is None)", folder).stdout.strip()
 
     first, second = filled(in_folder(collection_name="one")), filled(in_folder(collection_name="two"))
     third = in_folder(collection_name="one")
@@ -745,8 +746,8 @@ assert hook.count() == 5
 if sys.argv[2] != "ephemeral":
     import subprocess
     probe = (
-        "import sys; from langgraph_memstate.hooks.chroma import _Directory; "
-        "sys.exit(_Directory.acquire(sys.argv[1]) is None)"
+        "import sys; from langgraph_memstate.hooks.chroma_directory import ChromaDirectory; "
+        "sys.exit(ChromaDirectory.acquire(sys.argv[1]) is None)"
     )
     assert subprocess.run([sys.executable, "-c", probe, sys.argv[1]]).returncode == 1
 hook.close()
@@ -763,7 +764,7 @@ def test_a_forked_process_is_told_instead_of_hanging(folder: Path, kind: str) ->
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_does_not_keep_the_directory(folder: Path) -> None:
     script = """
-assert _Directory.acquire(sys.argv[1])
+assert ChromaDirectory.acquire(sys.argv[1])
 child = os.fork()
 if child == 0:
     os.close(1), os.close(2)
@@ -774,7 +775,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     child = int(python(script, folder).stdout)
     try:
-        assert python("print(_Directory.acquire(sys.argv[1]) is None)", folder).stdout == "False\n"
+        assert python("print(ChromaDirectory.acquire(sys.argv[1]) is None)", folder).stdout == "False\n"
         os.kill(child, 0)  # it still runs
     finally:
         os.kill(child, signal.SIGKILL)
