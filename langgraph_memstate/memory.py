@@ -361,6 +361,7 @@ class MemoryStore:
         Raises:
             IndexConfigError: the memory was opened without an index.
         """
+        self._check_open()
         if not self._outbox.indexes:
             raise IndexConfigError("semantic search needs an index: open the memory with index=… or add a hook")
         found = self.view().search(

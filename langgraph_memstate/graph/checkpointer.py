@@ -227,7 +227,8 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 put = self._encode(config, step, None, checkpoint, metadata, new_versions)
             else:
                 break
-        self._staging.landed(config, step, parent_id, frozenset(draft.version for draft in drafts))
+        if ends_step or not pregel.saves_at_exit(config):  # else it ends nothing: such as the root of delta channels
+            self._staging.landed(config, step, parent_id, frozenset(draft.version for draft in drafts))
         self._manifests.remember(step, _manifest(checkpoint, put.manifest))
         return _config(step)
 

@@ -3,8 +3,7 @@
 A row names the types of what it holds, so whoever can write a row chooses what reading it touches. Upstream's
 `JsonPlusSerializer` imports the named module and calls the named attribute. Here a name only *selects*:
 
-* A module must already be loaded, and a class is looked up in the plain dictionaries of modules and
-  classes: no import, module `__getattr__`, descriptor or metaclass runs.
+* A module must already be loaded, and a class is looked up in the plain dictionaries of modules and classes.
 * What is found must be a data type (it has a `Shape`): a Pydantic model, dataclass, enum or named tuple, one
   of a table of value types, or a subclass of one. Anything else is refused before it is called.
 * An object gets back the state it had. Constructors and validators do not run, unless the class has changed
@@ -15,8 +14,8 @@ turns into something else. Exceptions alone are stored as upstream stores them, 
 differences are lost because the encoder does not show them: a `bytearray` *inside* a value comes back as
 `bytes`, and a lone surrogate as `?`.
 
-The bytes are those of `JsonPlusSerializer` where it keeps the value, and what it wrote can be read. Equal
-values give equal bytes (sets are sorted), but for dictionaries, whose order is kept.
+The bytes follow those of `JsonPlusSerializer`, and what it wrote can be read. Equal values give equal bytes
+(sets are sorted), but for dictionaries, whose order is kept.
 """
 
 from __future__ import annotations
@@ -38,15 +37,8 @@ from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-)
-from pathlib import Path, PurePath
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from pathlib import PurePath
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -78,100 +70,102 @@ except ImportError as exc:
         "install one that this release of langgraph-memstate supports."
     ) from exc
 
+# --- Shapes: how the instances of one data type are taken apart, and put together again ---------------------
+
 Key = tuple[str, str]  # module, qualified name
 Pack = Callable[[Any], bytes]
+Row = list[Any]
 
 # Extension codes: those of JsonPlusSerializer with the meaning they have there, then our own.
 SINGLE, POSITIONAL, KEYWORDS, METHOD, PYDANTIC_V1, PYDANTIC_V2, NUMPY_ARRAY, DELTA_SNAPSHOT = range(8)
 TUPLE = 32
 
-# How deep typed values may nest. The decoder takes about 550 bytes of stack for each open container and a few
-# kilobytes for each typed value, and does not limit their sum: 20 kB of a hostile row would end the process.
-MAX_TYPED_DEPTH = 200
-FREE_TYPED_DEPTH = 4  # up to here the decoder's own limit of 1,024 containers a level is enough
-MAX_OPEN_CONTAINERS = 2_000
-
-# The types upstream always allows are always loaded, so that a row of messages can be read by a process that
-# has not seen a message yet.
-for _module, _ in sorted(SAFE_MSGPACK_TYPES):
-    with suppress(ModuleNotFoundError):  # pathlib._local: a name of some Python versions only
-        importlib.import_module(_module)
-
-
-# --- Names -----------------------------------------------------------------------------------------------
-
 # As the interpreter reads them: no `__getattribute__` of a module, class or metaclass can step in.
 _module_names: Callable[[Any], dict[str, Any]] = vars(types.ModuleType)["__dict__"].__get__
-_class_names: Callable[[Any], Mapping[str, Any]] = vars(type)["__dict__"].__get__
-_mro: Callable[[Any], tuple[type, ...]] = vars(type)["__mro__"].__get__
+class_names: Callable[[Any], Mapping[str, Any]] = vars(type)["__dict__"].__get__
+mro: Callable[[Any], tuple[type, ...]] = vars(type)["__mro__"].__get__
+put = object.__setattr__
 
 
 def find(key: Key) -> Any:
-    """What the application has loaded under that name, or None. Runs no code of what it walks through."""
+    """The class that the application has loaded under that name, or None."""
     try:
         found: Any = sys.modules[key[0]]
         names: Mapping[str, Any] = _module_names(found)
-        for name in key[1].split("."):
+        for name in [key[1]] if "[" in key[1] else key[1].split("."):  # a parameterised model is one name
             found = names[name]
-            names = _class_names(found)  # TypeError: not a class
+            names = class_names(found)  # TypeError: not a class
     except (KeyError, TypeError):
         return None
     return found
 
 
-def _is_subclass(cls: type, base: type) -> bool:
-    return any(each is base for each in _mro(cls))
+def key_of(cls: type) -> Key:
+    return cls.__module__, cls.__qualname__
 
 
-def _made_plainly(cls: Any) -> bool:
+def dotted(key: Iterable[str]) -> str:
+    return ".".join(key)
+
+
+def is_subclass(cls: type, base: type) -> bool:
+    return any(each is base for each in mro(cls))
+
+
+def class_attribute(cls: type, name: str) -> Any:
+    return next((names[name] for each in mro(cls) if name in (names := class_names(each))), None)
+
+
+def has_plain_new(cls: Any) -> bool:
     return cls.__new__ is object.__new__
 
 
-def _class_attribute(cls: type, name: str) -> Any:
-    return next((names[name] for each in _mro(cls) if name in (names := _class_names(each))), None)
-
-
-# --- Shapes: how the instances of one class are taken apart and put together ------------------------------
+def exactly(kind: type, value: Any) -> Any:
+    """`value`, which must be exactly of that type: what else a row holds may be endless, as a network is."""
+    if type(value) is not kind:
+        raise TypeError(f"the row holds {type(value).__name__} instead of {kind.__name__}")
+    return value
 
 
 class Shape:
-    """A data type. Rows hold `[module, qualified name, payload, *more]`; more is what upstream does not know."""
+    """A data type. A row is `[module, qualified name, payload, *more]`; more is what upstream does not store."""
 
     code = KEYWORDS
-    unproven = False  # whether the first row written must be read back, as the class may not allow it
+    unproven = False  # True: the class may not allow what `load` does, so the first row is read back
 
     def __init__(self, cls: type) -> None:
         self.cls = cls
         self.home = cls  # the class that the stored name leads to
-        self.key: Key = (cls.__module__, cls.__qualname__)
+        self.key = key_of(cls)
 
-    def dump(self, obj: Any, pack: Pack) -> tuple[int, list[Any]]:
+    def dump(self, obj: Any, pack: Pack) -> tuple[int, Row]:
         raise NotImplementedError
 
-    def fallback(self, obj: Any, packs: Callable[[Any], bool]) -> list[Any] | None:
-        """Another row for an object of which `dump` gave something that cannot be packed, if there is one."""
+    def fallback(self, obj: Any, packs: Callable[[Any], bool]) -> Row | None:
+        """Another row, where `dump` gave one that cannot be packed."""
         return None
 
-    def load(self, code: int, row: list[Any]) -> Any:
+    def load(self, code: int, row: Row) -> Any:
         raise NotImplementedError
 
     def declared(self) -> Iterable[Any]:
         """The annotations of its fields."""
         return ()
 
-    def _payload(self, code: int, row: list[Any], kind: type) -> Any:
-        if code != self.code or type(row[2]) is not kind:
+    def payload(self, code: int, row: Row) -> dict[str, Any]:
+        if code != self.code:
             raise TypeError(f"it is not stored that way (extension code {code})")
-        return row[2]
+        fields: dict[str, Any] = exactly(dict, row[2])
+        return fields
 
 
 class EnumShape(Shape):
     code = SINGLE
 
-    def dump(self, obj: Any, pack: Pack) -> tuple[int, list[Any]]:
+    def dump(self, obj: Any, pack: Pack) -> tuple[int, Row]:
         return SINGLE, [*self.key, obj._value_]
 
-    def load(self, code: int, row: list[Any]) -> Any:
+    def load(self, code: int, row: Row) -> Any:
         if code != SINGLE or not self.cls._member_map_:  # type: ignore[attr-defined]
             raise TypeError("it is not an enum with members")
         return enum.EnumType.__call__(self.cls, row[2])
@@ -180,18 +174,22 @@ class EnumShape(Shape):
 class NamedTupleShape(Shape):
     def __init__(self, cls: type) -> None:
         super().__init__(cls)
-        self.fields: tuple[str, ...] = _class_attribute(cls, "_fields")
-        self.defaults: dict[str, Any] = _class_attribute(cls, "_field_defaults") or {}
+        self.fields: tuple[str, ...] = class_attribute(cls, "_fields")
+        self.defaults: dict[str, Any] = class_attribute(cls, "_field_defaults") or {}
 
-    def dump(self, obj: Any, pack: Pack) -> tuple[int, list[Any]]:
-        return KEYWORDS, [*self.key, dict(zip(self.fields, tuple.__iter__(obj), strict=True))]
+    def dump(self, obj: Any, pack: Pack) -> tuple[int, Row]:
+        fields = dict(zip(self.fields, tuple.__iter__(obj), strict=True))
+        attributes = getattr(obj, "__dict__", None)  # of a subclass
+        return KEYWORDS, [*self.key, fields, *([attributes] if attributes else [])]
 
-    def load(self, code: int, row: list[Any]) -> Any:
-        payload = self._payload(code, row, dict)
-        if new := [name for name in self.fields if name not in payload and name not in self.defaults]:
+    def load(self, code: int, row: Row) -> Any:
+        fields = {**self.defaults, **self.payload(code, row)}
+        if new := [name for name in self.fields if name not in fields]:
             raise ValueError(f"its field {new[0]!r} is new and has no default")
-        values = (payload[name] if name in payload else self.defaults[name] for name in self.fields)
-        return tuple.__new__(self.cls, values)
+        obj: Any = tuple.__new__(self.cls, [fields[name] for name in self.fields])
+        if len(row) > 3:
+            object.__getattribute__(obj, "__dict__").update(exactly(dict, row[3]))
+        return obj
 
     def declared(self) -> Iterable[Any]:
         return get_type_hints(self.cls).values()
@@ -203,18 +201,17 @@ class DataclassShape(Shape):
     def __init__(self, cls: type) -> None:
         super().__init__(cls)
         self.fields = {field.name: field for field in dataclasses.fields(cls)}
-        self.restorable = _made_plainly(cls)
         self.slots = {
             name: slot
-            for each in reversed(_mro(cls))
-            for name, slot in _class_names(each).items()
+            for each in reversed(mro(cls))
+            for name, slot in class_names(each).items()
             if type(slot) is types.MemberDescriptorType
         }
 
-    def dump(self, obj: Any, pack: Pack) -> tuple[int, list[Any]]:
+    def dump(self, obj: Any, pack: Pack) -> tuple[int, Row]:
         return KEYWORDS, [*self.key, *self._state(obj)]
 
-    def fallback(self, obj: Any, packs: Callable[[Any], bool]) -> list[Any] | None:
+    def fallback(self, obj: Any, packs: Callable[[Any], bool]) -> Row | None:
         fields, others = self._state(obj)
         return None if packs(others) else [*self.key, fields, None]
 
@@ -225,16 +222,17 @@ class DataclassShape(Shape):
         for name, value in {**(slots or {}), **(own or {})}.items():
             if name in self.fields:
                 fields[name] = value
-            elif type(_class_attribute(self.cls, name)) is not cached_property:
+            elif type(class_attribute(self.cls, name)) is not cached_property:
                 others[name] = value
         return fields, others
 
-    def load(self, code: int, row: list[Any]) -> Any:
-        payload = self._payload(code, row, dict)
-        fields = {name: value for name, value in payload.items() if name in self.fields}
+    def load(self, code: int, row: Row) -> Any:
+        fields = {name: value for name, value in self.payload(code, row).items() if name in self.fields}
         others = row[3] if len(row) > 3 else None
-        if others is None or not self.restorable:
+        if others is None or not has_plain_new(self.cls):
             obj = self.cls(**{name: value for name, value in fields.items() if self.fields[name].init})
+            if len(row) == 3:  # upstream's: what its constructor made of them counts
+                fields = {name: value for name, value in fields.items() if not self.fields[name].init}
         else:
             obj = object.__new__(self.cls)
             self._add_new_fields(fields)
@@ -260,243 +258,41 @@ class DataclassShape(Shape):
         return get_type_hints(self.cls).values()
 
 
-class ModelShape(Shape):
-    """Row: `{field: value}, stamp, [fields set], extra, private, [private left out], [type arguments]`.
+# --- Value types: those with a constructor that takes plain values ------------------------------------------
 
-    The stamp is a checksum of the fields' names and types. Where it is the class's own, the state is put back
-    as it was. Otherwise the class validates it: the class has changed, or (a stamp of None) the class must
-    compute what it excludes, or (a text, as in rows of upstream) the payload is what `model_dump` gave.
-    """
-
-    code = PYDANTIC_V2
-
-    def __init__(self, cls: type[BaseModel]) -> None:
-        super().__init__(cls)
-        self.model = cls
-        generic = cls.__pydantic_generic_metadata__
-        self.args: list[Any] = []
-        if generic["origin"] is not None:
-            self.home = generic["origin"]
-            self.key = (self.home.__module__, self.home.__qualname__)
-            self.args = [describe(arg) for arg in generic["args"]]
-            self.unproven = True
-        fields = cls.model_fields
-        self.excluded = {name: field for name, field in fields.items() if field.exclude}
-        self.stored = {name: None for name in fields if name not in self.excluded}.keys()
-        names_and_types = [(name, describe(field.annotation)) for name, field in fields.items()]
-        self.stamp = zlib.crc32(repr(names_and_types).encode())
-        self.restorable = _made_plainly(cls)
-
-    def dump(self, obj: Any, pack: Pack) -> tuple[int, list[Any]]:
-        return PYDANTIC_V2, self._row(obj, self._private(obj), ())
-
-    def _row(self, obj: Any, private: dict[str, Any] | None, left_out: Iterable[str]) -> list[Any]:
-        state = obj.__dict__
-        stamp = None if self.excluded and self._must_validate(state) else self.stamp
-        if state.keys() != self.stored:  # cached properties, excluded fields
-            state = {name: state[name] for name in self.stored if name in state}
-        row = [*self.key, state, stamp, sorted(obj.__pydantic_fields_set__), obj.__pydantic_extra__, private]
-        return [*row, [*left_out], self.args] if left_out or self.args else row
-
-    def _must_validate(self, state: dict[str, Any]) -> bool:
-        for name, field in self.excluded.items():
-            if field.is_required():
-                raise SerializationError(
-                    f"field {name!r} of {_dotted(self.key)} is required and excluded from serialization, "
-                    "so it could not be loaded again: give it a default"
-                )
-            default = field.get_default()
-            if type(state.get(name)) is not type(default) or state.get(name) != default:
-                return True
-        return False
-
-    @staticmethod
-    def _private(obj: Any) -> dict[str, Any] | None:
-        private = obj.__pydantic_private__
-        return private and {name: value for name, value in private.items() if value is not PydanticUndefined}
-
-    def fallback(self, obj: Any, packs: Callable[[Any], bool]) -> list[Any] | None:
-        """Without the private attributes that cannot be stored, which the class makes anew; or as the author's
-        field serializers write it, if its validators read that."""
-        private = self._private(obj) or {}
-        kept = {name: value for name, value in private.items() if packs(value)}
-        if packs(row := self._row(obj, kept, private.keys() - kept.keys())):
-            return row
-        row[2:4] = BaseModel.model_dump(obj, warnings=False), "model_dump"
-        try:
-            again = self.load(PYDANTIC_V2, row)
-        except (MemStateError, ValueError, TypeError):
-            return None
-        fields = ((again.__dict__.get(name), obj.__dict__.get(name)) for name in self.stored)
-        return row if all(type(new) is type(old) for new, old in fields) else None
-
-    def load(self, code: int, row: list[Any]) -> Any:
-        if code != PYDANTIC_V2:
-            raise TypeError(f"it is not stored that way (extension code {code})")
-        fields, stamp, names_set, extra, private, left_out, args = (row + _ABSENT)[2:9]
-        if args:
-            concrete: Any = self.home
-            shape = shape_of(concrete[tuple(map(resolve, args))])
-            if shape is None:
-                raise TypeError("its type arguments do not make a model of it")
-            return shape.load(code, row[:8])
-        if stamp == self.stamp and self.restorable and fields.keys() <= self.stored:
-            obj = object.__new__(self.model)
-            for name, field in self.excluded.items():
-                fields[name] = field.get_default(call_default_factory=True, validated_data=fields)
-            _set(obj, "__dict__", fields)
-            _set(obj, "__pydantic_fields_set__", set(names_set))
-            _set(obj, "__pydantic_extra__", extra)
-            if not left_out:
-                _set(obj, "__pydantic_private__", private)
-                return obj
-            _set(obj, "__pydantic_private__", None)
-            obj.model_post_init(None)
-        else:
-            obj = self._validated(fields, stamp, extra)
-            if names_set is not None:
-                _set(obj, "__pydantic_fields_set__", obj.__pydantic_fields_set__ & set(names_set))
-        if private and obj.__pydantic_private__ is not None:
-            known = obj.__private_attributes__
-            obj.__pydantic_private__.update({k: v for k, v in private.items() if k in known})
-        return obj
-
-    def _validated(self, fields: Any, stamp: Any, extra: dict[str, Any] | None) -> BaseModel:
-        cls = self.model
-        dumped = type(stamp) is str
-        if cls.__pydantic_root_model__:
-            data = fields if dumped else fields["root"]
-        else:
-            computed = cls.model_computed_fields if dumped else ()
-            data = {k: v for k, v in {**(extra or {}), **fields}.items() if k not in computed}
-        if not self.restorable:
-            return cls(**data)
-        try:
-            obj: BaseModel = cls.__pydantic_validator__.validate_python(data, by_alias=True, by_name=True)
-            return obj
-        except ValidationError as exc:
-            faults = exc.errors(include_url=False, include_context=False, include_input=False)
-            listed = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults)
-            raise ValueError(f"the class no longer accepts the stored fields: {listed}") from exc
-
-    def declared(self) -> Iterable[Any]:
-        return [field.annotation for field in self.model.model_fields.values()]
-
-
-_ABSENT = [None] * 6
-_set = object.__setattr__
-
-
-class ModelV1Shape(Shape):
-    """Row: `{attribute: value}, [fields set], private`. Rows of upstream have the first of them only."""
-
-    code = PYDANTIC_V1
-
-    def dump(self, obj: Any, pack: Pack) -> tuple[int, list[Any]]:
-        return PYDANTIC_V1, [*self.key, obj.__dict__, sorted(obj.__fields_set__), self._private(obj)]
-
-    def fallback(self, obj: Any, packs: Callable[[Any], bool]) -> list[Any] | None:
-        private = {name: value for name, value in self._private(obj).items() if packs(value)}
-        return [*self.key, obj.__dict__, sorted(obj.__fields_set__), private]
-
-    @staticmethod
-    def _private(obj: Any) -> dict[str, Any]:
-        missing = object()
-        values = ((name, getattr(obj, name, missing)) for name in obj.__private_attributes__)
-        return {name: value for name, value in values if value is not missing}
-
-    def load(self, code: int, row: list[Any]) -> Any:
-        payload = self._payload(code, row, dict)
-        cls: Any = self.cls
-        fields = cls.__fields__
-        unknown = payload.keys() - fields.keys()
-        if len(row) < 5 or fields.keys() - payload.keys() or (unknown and cls.__config__.extra != "allow"):
-            return cls(**{fields[k].alias if k in fields else k: v for k, v in payload.items()})
-        obj = object.__new__(cls)
-        _set(obj, "__dict__", payload)
-        _set(obj, "__fields_set__", set(row[3]))
-        obj._init_private_attributes()
-        for name in cls.__private_attributes__.keys() & row[4].keys():
-            _set(obj, name, row[4][name])
-        return obj
-
-    def declared(self) -> Iterable[Any]:
-        cls: Any = self.cls
-        return [field.outer_type_ for field in cls.__fields__.values()]
-
-
-def describe(annotation: Any) -> Any:
-    """A type expression as nested lists of names that `resolve` turns back; what has no name gives its kind."""
-    if annotation is Ellipsis:
-        return "..."
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return ["typing", "Literal", list(get_args(annotation))]
-    if origin is Union or origin is types.UnionType:
-        return ["typing", "Union", [describe(arg) for arg in get_args(annotation)]]
-    if origin is not None:
-        alias = ("typing", getattr(annotation, "__name__", ""))  # typing.List[int] is not list[int]
-        name = alias if annotation.__module__ == "typing" and alias in _TYPE_FORMS else describe(origin)[:2]
-        args = get_args(annotation)
-        return [*name, [describe(arg) for arg in args]] if args else [*name]
-    if isinstance(annotation, type):
-        generic = vars(annotation).get("__pydantic_generic_metadata__") or {}
-        if generic.get("origin") is not None:
-            return [*describe(generic["origin"])[:2], [describe(arg) for arg in generic["args"]]]
-        return [annotation.__module__, annotation.__qualname__]
-    return type(annotation).__name__
-
-
-_OLD_ALIASES: tuple[Any, ...] = (typing.List, typing.Dict, typing.Set, typing.FrozenSet, typing.Tuple)  # noqa: UP006
-_TYPE_FORMS: dict[Key, Any] = {
-    ("typing", "Any"): Any,
-    ("typing", "Union"): Union,
-    **{("typing", form.__name__): form for form in _OLD_ALIASES},
-    ("builtins", "NoneType"): types.NoneType,
-    ("builtins", "bool"): bool,
-}
-_GENERIC_CONTAINERS = (list, dict, set, frozenset, tuple, deque)
-
-
-def resolve(described: Any) -> Any:
-    """The type that `describe` took apart. Only data types are found, only known generics are subscribed."""
-    if described == "...":
-        return Ellipsis
-    if type(described) is not list or len(described) not in (2, 3):
-        raise DeserializationError(f"A type argument cannot be named: {described!r}")
-    key = (described[0], described[1])
-    if key == ("typing", "Literal"):
-        return Literal[tuple(described[2])]
-    found: Any = _TYPE_FORMS.get(key) or loaded_shape(key).cls
-    if len(described) == 2:
-        return found
-    generic = key in _TYPE_FORMS or any(found is each for each in _GENERIC_CONTAINERS)
-    if not generic and not _is_subclass(found, BaseModel):
-        raise DeserializationError(f"{_dotted(key)} takes no type arguments here.")
-    return found[tuple(map(resolve, described[2]))]
-
-
-# --- Values: types with a constructor that takes plain values ----------------------------------------------
-
+Write = Callable[[Any, Pack], tuple[Any, ...]]
 Arguments = tuple[list[Any], dict[str, Any]]
+Accept = Callable[[list[Any], dict[str, Any]], Arguments]
 
 
 class Value(NamedTuple):
-    """How one value type is written, `(code, payload, *more)`, and which arguments a row may pass to it."""
+    """How one value type is written, as `(code, payload, *more)`, and which arguments of a row it accepts."""
 
     base: type
-    write: Callable[[Any, Pack], tuple[Any, ...]]
-    accept: Callable[[list[Any], dict[str, Any]], Arguments]
+    write: Write
+    accept: Accept
 
 
-def _takes(*kinds: type | tuple[type, ...], at_least: int | None = None) -> Callable[..., Arguments]:
-    """Positional arguments of exactly these types: a constructor fed with another type may do anything, such as
-    looking up a codec, or materialising a huge range."""
+def _single(plain: Callable[[Any], Any]) -> Write:
+    return lambda obj, pack: (SINGLE, plain(obj))
+
+
+def _positional(plain: Callable[[Any], Any]) -> Write:
+    return lambda obj, pack: (POSITIONAL, list(plain(obj)))
+
+
+def _attributes(*names: str) -> Write:
+    return lambda obj, pack: (KEYWORDS, {name: getattr(obj, name) for name in names})
+
+
+def _takes(*kinds: type | tuple[type, ...], at_least: int | None = None) -> Accept:
+    """Positional arguments of exactly these types: given another one, a constructor may look up a codec, or
+    unroll a network."""
+    least = len(kinds) if at_least is None else at_least
+    allowed = [kind if isinstance(kind, tuple) else (kind,) for kind in kinds]
 
     def accept(args: list[Any], kwargs: dict[str, Any]) -> Arguments:
-        least = len(kinds) if at_least is None else at_least
-        pairs = zip(args, kinds, strict=False)
-        fits = all(type(a) in (k if isinstance(k, tuple) else (k,)) for a, k in pairs)
+        fits = all(type(arg) in kind for arg, kind in zip(args, allowed, strict=False))
         if kwargs or not fits or not least <= len(args) <= len(kinds):
             raise TypeError("its arguments have the wrong types")
         return args, kwargs
@@ -504,7 +300,7 @@ def _takes(*kinds: type | tuple[type, ...], at_least: int | None = None) -> Call
     return accept
 
 
-def _names(*names: str) -> Callable[..., Arguments]:
+def _takes_named(*names: str) -> Accept:
     def accept(args: list[Any], kwargs: dict[str, Any]) -> Arguments:
         if args or kwargs.keys() - set(names):
             raise TypeError("its arguments have the wrong names")
@@ -513,22 +309,18 @@ def _names(*names: str) -> Callable[..., Arguments]:
     return accept
 
 
+def _write_int(obj: int, pack: Pack) -> tuple[Any, ...]:
+    plain = int.__index__(obj)
+    return SINGLE, plain if -(2**63) <= plain < 2**64 else hex(plain)
+
+
 def _accept_int(args: list[Any], kwargs: dict[str, Any]) -> Arguments:
-    args, _ = _takes((int, str))(args, kwargs)
-    return ([args[0], 16] if type(args[0]) is str else args), {}
+    args, kwargs = _takes((int, str))(args, kwargs)
+    return [args[0], 16] if type(args[0]) is str else args, kwargs
 
 
-def _accept_parts(args: list[Any], kwargs: dict[str, Any]) -> Arguments:
-    return _takes(*[str] * len(args))(args, kwargs)
-
-
-_DATETIME = ("year", "month", "day", "hour", "minute", "second", "microsecond")
-
-
-def _accept_send(args: list[Any], kwargs: dict[str, Any]) -> Arguments:
-    if len(args) == 3:  # as upstream stores a timeout
-        return args[:2], {"timeout": args[2]}
-    return args, kwargs
+def _write_set(obj: set[Any] | frozenset[Any], pack: Pack) -> tuple[Any, ...]:
+    return SINGLE, [ormsgpack.Fragment(each) for each in sorted(map(pack, tuple(obj)))]
 
 
 _FACTORIES: dict[str | None, Any] = {
@@ -538,13 +330,13 @@ _FACTORIES: dict[str | None, Any] = {
 
 
 def _write_defaultdict(obj: defaultdict[Any, Any], pack: Pack) -> tuple[Any, ...]:
-    name = next((n for n, each in _FACTORIES.items() if each is obj.default_factory), "")
-    if name == "":
+    names = [name for name, factory in _FACTORIES.items() if factory is obj.default_factory]
+    if not names:
         raise SerializationError(
             f"a defaultdict whose default factory is {obj.default_factory!r} cannot be stored; "
             "use a built-in type such as list or int, or a plain dict"
         )
-    return POSITIONAL, [name, dict.copy(obj)]
+    return POSITIONAL, [names[0], dict.copy(obj)]
 
 
 def _accept_defaultdict(args: list[Any], kwargs: dict[str, Any]) -> Arguments:
@@ -552,13 +344,7 @@ def _accept_defaultdict(args: list[Any], kwargs: dict[str, Any]) -> Arguments:
     return [_FACTORIES[name], items], kwargs
 
 
-def _write_int(obj: int, pack: Pack) -> tuple[Any, ...]:
-    plain = int.__index__(obj)
-    return SINGLE, plain if -(2**63) <= plain < 2**64 else hex(plain)
-
-
-def _write_set(obj: set[Any] | frozenset[Any], pack: Pack) -> tuple[Any, ...]:
-    return SINGLE, [ormsgpack.Fragment(each) for each in sorted(map(pack, tuple(obj)))]
+_DATE_AND_TIME = ("year", "month", "day", "hour", "minute", "second", "microsecond")
 
 
 def _zone(obj: datetime | time) -> tzinfo | None:
@@ -573,12 +359,12 @@ def _zone(obj: datetime | time) -> tzinfo | None:
 def _write_datetime(obj: datetime, pack: Pack) -> tuple[Any, ...]:
     if type(obj) is datetime and not obj.fold and type(obj.tzinfo) is not ZoneInfo:
         return METHOD, obj.isoformat(), "fromisoformat"
-    clock = {name: getattr(obj, name) for name in _DATETIME}
+    clock = {name: getattr(obj, name) for name in _DATE_AND_TIME}
     return KEYWORDS, {**clock, "tzinfo": _zone(obj), "fold": obj.fold}
 
 
 def _write_time(obj: time, pack: Pack) -> tuple[Any, ...]:
-    clock = {name: getattr(obj, name) for name in _DATETIME[3:]}
+    clock = {name: getattr(obj, name) for name in _DATE_AND_TIME[3:]}
     return KEYWORDS, {**clock, "tzinfo": _zone(obj), "fold": obj.fold}
 
 
@@ -588,32 +374,38 @@ def _write_zone(obj: ZoneInfo, pack: Pack) -> tuple[Any, ...]:
     return SINGLE, obj.key
 
 
+def _accept_parts(args: list[Any], kwargs: dict[str, Any]) -> Arguments:
+    return _takes(*[str] * len(args))(args, kwargs)
+
+
 def _write_send(obj: Send, pack: Pack) -> tuple[Any, ...]:
     timeout = getattr(obj, "timeout", None)
     return POSITIONAL, [obj.node, obj.arg] if timeout is None else [obj.node, obj.arg, timeout]
 
 
-def _write_slots(*slots: str) -> Callable[[Any, Pack], tuple[Any, ...]]:
-    return lambda obj, pack: (KEYWORDS, {name: getattr(obj, name) for name in slots})
-
-
-def _single(plain: Callable[[Any], Any]) -> Callable[[Any, Pack], tuple[Any, ...]]:
-    return lambda obj, pack: (SINGLE, plain(obj))
-
-
-def _positional(plain: Callable[[Any], Any]) -> Callable[[Any, Pack], tuple[Any, ...]]:
-    return lambda obj, pack: (POSITIONAL, list(plain(obj)))
+def _accept_send(args: list[Any], kwargs: dict[str, Any]) -> Arguments:
+    return (args[:2], {"timeout": args[2]}) if len(args) == 3 else (args, kwargs)
 
 
 _ITEM = ("value", "key", "namespace", "created_at", "updated_at")
-_ADDRESSES = (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
-_URLS = [c for c in vars(pydantic.networks).values() if isinstance(c, type) and issubclass(c, AnyUrl)]
 
-# Ordered so that a class comes before its bases. A subclass is built with the __new__ and __init__ of its base.
+
+def _accept_item(args: list[Any], kwargs: dict[str, Any]) -> Arguments:
+    if type(kwargs.get("namespace")) not in (tuple, list):
+        raise TypeError("its namespace has the wrong type")
+    return _takes_named(*_ITEM, "score")(args, kwargs)
+
+
+def _get_secret(obj: Any) -> Any:
+    return obj.get_secret_value()
+
+
+_ADDRESSES = (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
+_URLS = [each for each in vars(pydantic.networks).values() if isinstance(each, type) and issubclass(each, AnyUrl)]
 _VALUES = [
+    Value(dict, _single(dict.copy), _takes((dict, list))),
     Value(OrderedDict, _single(lambda o: list(map(list, o.items()))), _takes((list, dict))),
     Value(defaultdict, _write_defaultdict, _accept_defaultdict),
-    Value(dict, _single(dict.copy), _takes((dict, list))),
     Value(list, _single(list.copy), _takes(list)),
     Value(tuple, _single(lambda o: list(tuple.__iter__(o))), _takes(list)),
     Value(set, _write_set, _takes(list)),
@@ -624,12 +416,11 @@ _VALUES = [
     Value(int, _write_int, _accept_int),
     Value(float, _single(float.__float__), _takes(float)),
     Value(complex, _positional(lambda o: (o.real, o.imag)), _takes(float, float)),
-    Value(range, _positional(lambda o: (o.start, o.stop, o.step)), _takes(int, int, int)),
     Value(Decimal, _single(Decimal.__str__), _takes(str)),
     Value(Fraction, _positional(lambda o: (o.numerator, o.denominator)), _takes(int, int)),
-    Value(datetime, _write_datetime, _names(*_DATETIME, "tzinfo", "fold")),
+    Value(datetime, _write_datetime, _takes_named(*_DATE_AND_TIME, "tzinfo", "fold")),
     Value(date, _positional(lambda o: (o.year, o.month, o.day)), _takes(int, int, int)),
-    Value(time, _write_time, _names(*_DATETIME[3:], "tzinfo", "fold")),
+    Value(time, _write_time, _takes_named(*_DATE_AND_TIME[3:], "tzinfo", "fold")),
     Value(timedelta, _positional(lambda o: (o.days, o.seconds, o.microseconds)), _takes(int, int, int)),
     Value(timezone, _positional(lambda o: o.__getinitargs__()), _takes(timedelta, str, at_least=1)),
     Value(ZoneInfo, _write_zone, _takes(str)),
@@ -637,107 +428,345 @@ _VALUES = [
     Value(PurePath, _positional(lambda o: o.parts), _accept_parts),
     *(Value(each, _single(str), _takes(str)) for each in _ADDRESSES),
     *(Value(each, _single(str), _takes(str)) for each in _URLS),
-    Value(SecretStr, _single(lambda o: o.get_secret_value()), _takes(str)),
-    Value(SecretBytes, _single(lambda o: o.get_secret_value()), _takes(bytes)),
-    Value(Secret, _single(lambda o: o.get_secret_value()), lambda args, kwargs: (args, {})),
+    Value(SecretStr, _single(_get_secret), _takes(str)),
+    Value(SecretBytes, _single(_get_secret), _takes(bytes)),
+    Value(Secret, _single(_get_secret), lambda args, kwargs: (args, {})),
     Value(Send, _write_send, _accept_send),
-    Value(SearchItem, _write_slots(*_ITEM, "score"), _names(*_ITEM, "score")),
-    Value(Item, _write_slots(*_ITEM), _names(*_ITEM)),
+    Value(Item, _attributes(*_ITEM), _accept_item),
+    Value(SearchItem, _attributes(*_ITEM, "score"), _accept_item),
 ]
+if _v1 := sys.modules.get("pydantic.v1.types"):  # langchain-core imports it where it works
+    _VALUES += [
+        Value(_v1.SecretStr, _single(_get_secret), _takes(str)),
+        Value(_v1.SecretBytes, _single(_get_secret), _takes(bytes)),
+    ]
 
 
 class ValueShape(Shape):
-    """Row: what `Value.write` gave, and for an instance of a subclass its other attributes."""
+    """Row: what `Value.write` gave, and the attributes that an instance of a subclass has besides."""
 
     def __init__(self, cls: type, value: Value, *, known: bool = False) -> None:
         super().__init__(cls)
         self.value = value
+        self.known = known
         self.unproven = not known
 
-    def dump(self, obj: Any, pack: Pack) -> tuple[int, list[Any]]:
+    def dump(self, obj: Any, pack: Pack) -> tuple[int, Row]:
         code, *payload = self.value.write(obj, pack)
-        attributes = getattr(obj, "__dict__", None) if self.key not in _FIXED else None
+        attributes = None if self.known else getattr(obj, "__dict__", None)
         return code, [*self.key, *payload, *([attributes] if attributes else [])]
 
-    def load(self, code: int, row: list[Any]) -> Any:
+    def load(self, code: int, row: Row) -> Any:
         payload = row[2]
-        if code == METHOD and row[3:] == ["fromisoformat"] and self.cls is datetime and type(payload) is str:
+        if code == METHOD and self.cls is datetime:
             return datetime.fromisoformat(payload)
         if code == SINGLE:
             args, kwargs = self.value.accept([payload], {})
         elif code == POSITIONAL and type(payload) is list:
             args, kwargs = self.value.accept(payload, {})
-        elif code == KEYWORDS and type(payload) is dict:
+        elif code in (KEYWORDS, PYDANTIC_V1) and type(payload) is dict:  # upstream takes an Item for a model
             args, kwargs = self.value.accept([], payload)
         else:
             raise TypeError(f"it is not stored that way (extension code {code})")
         base: Any = self.value.base
         if self.cls is base:
             return base(*args, **kwargs)
-        obj: Any = (
-            object.__new__(self.cls) if _made_plainly(base) else base.__new__(self.cls, *args, **kwargs)
-        )
+        # Only the base's own __new__ and __init__ run, not those of the subclass.
+        obj: Any = object.__new__(self.cls) if has_plain_new(base) else base.__new__(self.cls, *args, **kwargs)
         if base.__init__ is not object.__init__:
             base.__init__(obj, *args, **kwargs)
         if len(row) > 3:
-            object.__getattribute__(obj, "__dict__").update(row[3])
+            object.__getattribute__(obj, "__dict__").update(exactly(dict, row[3]))
         return obj
 
 
 class PatternShape(Shape):
-    def dump(self, obj: Any, pack: Pack) -> tuple[int, list[Any]]:
+    def dump(self, obj: Any, pack: Pack) -> tuple[int, Row]:
         return POSITIONAL, ["re", "compile", [obj.pattern, obj.flags]]
 
-    def load(self, code: int, row: list[Any]) -> Any:
+    def load(self, code: int, row: Row) -> Any:
         pattern, flags = row[2]
         if code != POSITIONAL or type(pattern) not in (str, bytes) or type(flags) is not int:
             raise TypeError("its arguments have the wrong types")
         return re.compile(pattern, flags & ~re.DEBUG)  # DEBUG prints
 
 
+# Subclasses that LangChain itself puts into state: the text of a message, the output of a streamed chain.
+_LANGCHAIN = [("langchain_core.messages.base", "TextAccessor"), ("langchain_core.runnables.utils", "AddableDict")]
+
+
 def _fixed_shapes() -> dict[Key, Shape]:
     by_base = {value.base: value for value in _VALUES}
-    shapes: list[Shape] = [ValueShape(base, value, known=True) for base, value in by_base.items()]
-    shapes.append(ValueShape(Counter, by_base[dict], known=True))
+    shapes = [ValueShape(base, value, known=True) for base, value in by_base.items()]
+    for cls in (Counter, *filter(None, map(find, _LANGCHAIN))):
+        base = next(base for base in cls.__mro__ if base in by_base)
+        shapes.append(ValueShape(cls, by_base[base], known=True))
+    fixed: dict[Key, Shape] = {shape.key: shape for shape in shapes}
     paths = [each for each in vars(pathlib).values() if isinstance(each, type) and issubclass(each, PurePath)]
-    shapes += [ValueShape(each, by_base[PurePath], known=True) for each in paths]
-    fixed = {shape.key: shape for shape in shapes}
-    here = fixed[(Path().__class__.__module__, Path().__class__.__qualname__)]
-    for module in ("pathlib", "pathlib._local"):  # the name depends on the Python version that wrote the row
-        fixed |= {(module, each.__name__): fixed[(each.__module__, each.__qualname__)] for each in paths}
-        fixed[(module, "Path")] = here
+    for each in paths:
+        shape = ValueShape(each if each is not pathlib.Path else type(pathlib.Path()), by_base[PurePath], known=True)
+        # The module depends on the Python version that wrote the row.
+        fixed |= {("pathlib", each.__name__): shape, ("pathlib._local", each.__name__): shape}
     return {**fixed, ("re", "compile"): PatternShape(re.Pattern)}
 
 
-_FIXED = _fixed_shapes()
-_FIXED_CLASSES = {shape.cls: shape for shape in _FIXED.values()}
-_BASES = {id(value.base): value for value in _VALUES}  # by identity: a metaclass may define __hash__
-_ALWAYS_ALLOWED = SAFE_MSGPACK_TYPES | _FIXED.keys()
+FIXED = _fixed_shapes()
+FIXED_CLASSES = {shape.cls: shape for shape in FIXED.values()}
+BASES = {id(value.base): value for value in _VALUES}  # by identity: a metaclass may define __hash__
+
+
+# --- Pydantic models, and which shape a class has -----------------------------------------------------------
+
+_ABSENT: Row = [None] * 6
+
+
+class ModelShape(Shape):
+    """Row: `{field: value}, stamp, [fields set], extra, private, [private left out], [type arguments]`.
+
+    The stamp is a checksum of the fields' names and types. Where it is the class's own, the state is put back
+    as it was. Otherwise the class validates it: the class has changed, or (a stamp of None) it must compute
+    what it excludes, or (a text, as in rows of upstream) the payload is what `model_dump` gave.
+    """
+
+    code = PYDANTIC_V2
+
+    def __init__(self, cls: type[BaseModel]) -> None:
+        super().__init__(cls)
+        self.model = cls
+        self.root = cls.__pydantic_root_model__
+        self.args: list[Any] = []
+        generic = cls.__pydantic_generic_metadata__
+        if generic["origin"] is not None:
+            args = [describe(arg) for arg in generic["args"]]
+            if _resolvable(args) or find(self.key) is not cls:  # it is if made at the top level of its module
+                self.args, self.home, self.unproven = args, generic["origin"], True
+                self.key = key_of(self.home)
+        fields = cls.model_fields
+        self.excluded = {name: field for name, field in fields.items() if field.exclude}
+        self.stored = {name: None for name in fields if name not in self.excluded}.keys()
+        names_and_types = [(name, describe(field.annotation)) for name, field in fields.items()]
+        self.stamp = zlib.crc32(repr(names_and_types).encode())
+
+    def dump(self, obj: Any, pack: Pack) -> tuple[int, Row]:
+        return PYDANTIC_V2, self._row(obj, self._private(obj), [])
+
+    def _row(self, obj: Any, private: dict[str, Any] | None, left_out: list[str]) -> Row:
+        state = obj.__dict__
+        stamp = None if self.excluded and self._must_compute(state) else self.stamp
+        if state.keys() != self.stored:  # cached properties, excluded fields
+            state = {name: state[name] for name in self.stored if name in state}
+        row = [*self.key, state, stamp, sorted(obj.__pydantic_fields_set__), obj.__pydantic_extra__, private]
+        return [*row, left_out, self.args] if left_out or self.args else row
+
+    def _must_compute(self, state: dict[str, Any]) -> bool:
+        """Whether an excluded field has another value than the default it would be loaded with."""
+        for name, field in self.excluded.items():
+            if field.is_required():
+                raise SerializationError(
+                    f"field {name!r} of {dotted(self.key)} is required and excluded from serialization, "
+                    "so it could not be loaded again: give it a default"
+                )
+            value, default = state.get(name), field.get_default()
+            if value is not default and (type(value) is not type(default) or (value == default) is not True):
+                return True
+        return False
+
+    @staticmethod
+    def _private(obj: Any) -> dict[str, Any] | None:
+        private = obj.__pydantic_private__
+        return private and {name: value for name, value in private.items() if value is not PydanticUndefined}
+
+    def fallback(self, obj: Any, packs: Callable[[Any], bool]) -> Row | None:
+        """Without the private attributes that cannot be stored, which the class makes anew; or as the author's
+        field serializers write it, if its validators can read that."""
+        private = self._private(obj) or {}
+        kept = {name: value for name, value in private.items() if packs(value)}
+        row = self._row(obj, kept, sorted(private.keys() - kept.keys()))
+        if packs(row):
+            return row
+        row[2:4] = BaseModel.model_dump(obj, warnings=False), "model_dump"
+        try:
+            again = self.load(PYDANTIC_V2, row)
+        except (MemStateError, ValueError, TypeError):
+            return None
+        fields = ((again.__dict__.get(name), obj.__dict__.get(name)) for name in self.stored)
+        return row if all(type(new) is type(old) for new, old in fields) else None
+
+    def load(self, code: int, row: Row) -> Any:
+        fields, stamp, names_set, extra, private, left_out, args = (row + _ABSENT)[2:9]
+        if code != PYDANTIC_V2 or not (extra is None or type(extra) is dict):
+            raise TypeError(f"it is not stored that way (extension code {code})")
+        if args:
+            concrete: Any = self.home
+            shape = shape_of(concrete[tuple(map(resolve, args))])
+            if shape is None:
+                raise TypeError("its type arguments do not make a model of it")
+            return shape.load(code, row[:8])
+        if stamp == self.stamp and has_plain_new(self.model) and fields.keys() <= self.stored:
+            obj = object.__new__(self.model)
+            for name, field in self.excluded.items():
+                fields[name] = field.get_default(call_default_factory=True, validated_data=fields)
+            put(obj, "__dict__", fields)
+            put(obj, "__pydantic_fields_set__", set(exactly(list, names_set)))
+            if not self.root:  # a root model has these two as attributes of the class
+                put(obj, "__pydantic_extra__", extra)
+                put(obj, "__pydantic_private__", None if left_out else private)
+            if not left_out and not (self.root and private):
+                return obj
+            obj.model_post_init(None)
+        else:
+            obj = self._validated(fields, stamp, extra)
+            if names_set is not None:
+                known = obj.__pydantic_fields_set__ & set(exactly(list, names_set))
+                put(obj, "__pydantic_fields_set__", known)
+        if private and obj.__pydantic_private__ is not None:
+            names = obj.__private_attributes__.keys() & private.keys()
+            obj.__pydantic_private__.update({name: private[name] for name in names})
+        return obj
+
+    def _validated(self, fields: Any, stamp: Any, extra: dict[str, Any] | None) -> Any:
+        dumped = type(stamp) is str
+        if self.root:
+            data = fields if dumped else fields["root"]
+        else:
+            computed = self.model.model_computed_fields if dumped else ()
+            data = {k: v for k, v in {**(extra or {}), **fields}.items() if k not in computed}
+        if not has_plain_new(self.model):
+            return self.model(**data)
+        try:
+            return self.model.__pydantic_validator__.validate_python(data, by_alias=True, by_name=True)
+        except ValidationError as exc:
+            faults = exc.errors(include_url=False, include_context=False, include_input=False)
+            listed = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
+            raise ValueError(f"the class does not accept the stored fields: {listed}") from exc
+
+    def declared(self) -> Iterable[Any]:
+        return [field.annotation for field in self.model.model_fields.values()]
+
+
+class ModelV1Shape(Shape):
+    """Row: `{attribute: value}, [fields set], private`. Rows of upstream have the first of them only."""
+
+    code = PYDANTIC_V1
+
+    def dump(self, obj: Any, pack: Pack) -> tuple[int, Row]:
+        return PYDANTIC_V1, self._row(obj, lambda _: True)
+
+    def fallback(self, obj: Any, packs: Callable[[Any], bool]) -> Row | None:
+        return self._row(obj, packs)
+
+    def _row(self, obj: Any, keep: Callable[[Any], bool]) -> Row:
+        values = ((name, getattr(obj, name, PydanticUndefined)) for name in obj.__private_attributes__)
+        private = {name: value for name, value in values if value is not PydanticUndefined and keep(value)}
+        return [*self.key, obj.__dict__, sorted(obj.__fields_set__), private]
+
+    def load(self, code: int, row: Row) -> Any:
+        stored = self.payload(code, row)
+        cls: Any = self.cls
+        fields = cls.__fields__
+        unknown = stored.keys() - fields.keys()
+        if len(row) < 5 or fields.keys() - stored.keys() or (unknown and cls.__config__.extra != "allow"):
+            return cls(**{fields[k].alias if k in fields else k: v for k, v in stored.items()})
+        obj = object.__new__(cls)
+        put(obj, "__dict__", stored)
+        put(obj, "__fields_set__", set(exactly(list, row[3])))
+        obj._init_private_attributes()
+        for name in cls.__private_attributes__.keys() & row[4].keys():
+            put(obj, name, row[4][name])
+        return obj
+
+    def declared(self) -> Iterable[Any]:
+        cls: Any = self.cls
+        return [field.outer_type_ for field in cls.__fields__.values()]
+
+
+# Type arguments of generic models.
+
+_OLD_ALIASES: tuple[Any, ...] = (typing.List, typing.Dict, typing.Set, typing.FrozenSet, typing.Tuple)  # noqa: UP006
+_TYPE_FORMS: dict[Key, Any] = {
+    ("typing", "Any"): Any,
+    ("typing", "Union"): Union,
+    **{("typing", form.__name__): form for form in _OLD_ALIASES},
+    ("builtins", "NoneType"): types.NoneType,
+    ("builtins", "bool"): bool,
+}
+_GENERIC_CONTAINERS = (list, dict, set, frozenset, tuple, deque)
+
+
+def describe(annotation: Any) -> Any:
+    """A type expression as nested lists of names that `resolve` turns back; what has no name gives its kind."""
+    if annotation is Ellipsis:
+        return "..."
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return ["typing", "Literal", list(get_args(annotation))]
+    if origin is Union or origin is types.UnionType:
+        return ["typing", "Union", [describe(arg) for arg in get_args(annotation)]]
+    if origin is not None:
+        alias = ("typing", getattr(annotation, "__name__", ""))  # typing.List[int] is not list[int]
+        is_alias = getattr(annotation, "__module__", "") == "typing" and alias in _TYPE_FORMS
+        name = alias if is_alias else describe(origin)[:2]
+        args = get_args(annotation)
+        return [*name, [describe(arg) for arg in args]] if args else [*name]
+    if isinstance(annotation, type):
+        generic = vars(annotation).get("__pydantic_generic_metadata__") or {}
+        if generic.get("origin") is not None:
+            return [*key_of(generic["origin"]), [describe(arg) for arg in generic["args"]]]
+        return [*key_of(annotation)]
+    return type(annotation).__name__
+
+
+def resolve(described: Any) -> Any:
+    """The type that `describe` took apart. Only data types are found, and only known generics take arguments."""
+    if described == "...":
+        return Ellipsis
+    if type(described) is not list or len(described) not in (2, 3):
+        raise DeserializationError(f"A type argument has no name: {described!r}.")
+    key = (described[0], described[1])
+    if key == ("typing", "Literal"):
+        return Literal[tuple(exactly(list, described[2]))]
+    found: Any = _TYPE_FORMS.get(key) or loaded_shape(key).cls
+    if len(described) == 2:
+        return found
+    generic = key in _TYPE_FORMS or any(found is each for each in _GENERIC_CONTAINERS)
+    if not generic and not is_subclass(found, BaseModel):
+        raise DeserializationError(f"{dotted(key)} takes no type arguments here.")
+    return found[tuple(map(resolve, described[2]))]
+
+
+def _resolvable(described: list[Any]) -> bool:
+    try:
+        return bool(list(map(resolve, described)))
+    except Exception:
+        return False
+
+
+# Classes and their shapes.
 
 _shapes: dict[Key, Shape] = {}  # a shape is used only while its name still leads to its class
 _MOST_SHAPES = 4096
 
 
 def classify(cls: type) -> Shape | None:
-    mro = _mro(cls)
+    """The shape of a data type; None if the class is something else."""
     pydantic_v1, numpy = sys.modules.get("pydantic.v1.main"), sys.modules.get("numpy")
-    if numpy is not None and _is_subclass(cls, numpy.generic):
+    if numpy is not None and is_subclass(cls, numpy.generic):
         return None  # some derive from str or float, and cannot be built as such
-    for base in mro:
+    for base in mro(cls):
         if base is enum.Enum:
             return EnumShape(cls)
         if base is BaseModel:
             return ModelShape(cls)
         if pydantic_v1 is not None and base is pydantic_v1.BaseModel:
             return ModelV1Shape(cls)
-    if _is_subclass(cls, tuple) and type(_class_attribute(cls, "_fields")) is tuple:
+    if is_subclass(cls, tuple) and type(class_attribute(cls, "_fields")) is tuple:
         return NamedTupleShape(cls)
-    for base in mro:
-        if id(base) in _BASES:
-            return ValueShape(cls, _BASES[id(base)])
-        if any(type(each) is types.MemberDescriptorType for each in _class_names(base).values()):
-            break  # a subclass with slots of its own: they would be lost
-    if type(_class_attribute(cls, "__dataclass_fields__")) is dict:
+    for base in mro(cls):
+        if id(base) in BASES:
+            return ValueShape(cls, BASES[id(base)])
+        if any(type(each) is types.MemberDescriptorType for each in class_names(base).values()):
+            break  # a subclass with slots of its own, which would be lost
+    if type(class_attribute(cls, "__dataclass_fields__")) is dict:
         return DataclassShape(cls)
     return None
 
@@ -745,13 +774,14 @@ def classify(cls: type) -> Shape | None:
 def _remember(key: Key, shape: Shape) -> Shape:
     if len(_shapes) >= _MOST_SHAPES:
         _shapes.clear()
-    if getattr(shape.cls, "__pydantic_complete__", True):  # fields of an unfinished model are still to change
+    if getattr(shape.cls, "__pydantic_complete__", True):  # the fields of an unfinished model are still to change
         _shapes[key] = shape
     return shape
 
 
 def shape_of(cls: type) -> Shape | None:
-    key = (cls.__module__, cls.__qualname__)
+    """The shape of a class of the application's own objects."""
+    key = key_of(cls)
     known = _shapes.get(key)
     if known is not None and known.cls is cls:
         return known
@@ -759,9 +789,24 @@ def shape_of(cls: type) -> Shape | None:
     return shape and _remember(key, shape)
 
 
+def writable_shape(cls: type) -> Shape | None:
+    """The same, for a class that a reader will find again under its name."""
+    shape = shape_of(cls)
+    if shape is None:
+        return None
+    found = find(shape.key)
+    # A class of the same name and kind is taken for it: the cell of a notebook that defines it was run again.
+    if found is shape.home or (found is not None and type(classify(found)) is type(shape)):
+        return shape
+    raise SerializationError(
+        f"{dotted(shape.key)} could not be found again by that name: define the class at the top level of a "
+        "module, or inside such a class"
+    )
+
+
 def loaded_shape(key: Key) -> Shape:
     """The data type that a row names."""
-    if (fixed := _FIXED.get(key)) is not None:
+    if (fixed := FIXED.get(key)) is not None:
         return fixed
     found = find(key)
     known = _shapes.get(key)
@@ -772,29 +817,34 @@ def loaded_shape(key: Key) -> Shape:
     shape = classify(found)
     if shape is None:
         raise DeserializationError(
-            f"Refused to load {_dotted(key)}: it is a class, but not a data type "
+            f"Refused to load {dotted(key)}: it is a class, but not a data type "
             "(Pydantic model, dataclass, enum, named tuple or known value type)."
         )
     return _remember(key, shape)
 
 
-def _dotted(key: Iterable[str]) -> str:
-    return ".".join(key)
-
-
 def _why_not_found(key: Key) -> str:
     module, name = key
     if module not in sys.modules:
-        return f"{_dotted(key)} cannot be loaded: import the module {module!r} before reading."
+        return f"{dotted(key)} cannot be loaded: import the module {module!r} before reading."
     return (
-        f"Refused to load {_dotted(key)}: the loaded module {module!r} has no class {name!r}. If it was moved "
-        "or renamed, keep the old name as an alias."
+        f"Refused to load {dotted(key)}: the loaded module {module!r} has no class {name!r}. "
+        "If it was moved or renamed, keep the old name as an alias."
     )
 
 
-# --- Writing -----------------------------------------------------------------------------------------------
+# --- Values to msgpack and back -----------------------------------------------------------------------------
 
-_AS_TEXT = (
+# How deep typed values may nest. The decoder takes about 550 bytes of stack for each open container and a few
+# kilobytes for each typed value, and does not limit their sum: 20 kB of a hostile row would end the process.
+MAX_TYPED_DEPTH = 200
+FREE_TYPED_DEPTH = 4  # up to here the decoder's own limit of 1,024 containers a level is enough
+MAX_OPEN_CONTAINERS = 2_000
+CONTAINERS_A_LEVEL = 255  # what the encoder allows
+
+# Writing.
+
+_TEXT_KEYS = (
     ormsgpack.OPT_PASSTHROUGH_BIG_INT
     | ormsgpack.OPT_PASSTHROUGH_DATACLASS
     | ormsgpack.OPT_PASSTHROUGH_DATETIME
@@ -804,35 +854,52 @@ _AS_TEXT = (
     | ormsgpack.OPT_PASSTHROUGH_UUID
     | ormsgpack.OPT_REPLACE_SURROGATES
 )
-_ANY_KEY = _AS_TEXT | ormsgpack.OPT_NON_STR_KEYS
+_ANY_KEYS = _TEXT_KEYS | ormsgpack.OPT_NON_STR_KEYS
 _PLAIN_KEYS = {str, float, bool, types.NoneType, bytes}
 
 
-class _OddKeys(Exception):
-    """Some dictionary has keys other than text: the encoder would turn an enum, UUID or date into text."""
+class _OtherKeys(Exception):
+    """Some dictionary has other keys than text: left alone, the encoder turns an enum, UUID or date into text."""
+
+
+def dumps(value: Any) -> bytes:
+    writer = _Writer()
+    try:
+        try:
+            data = writer.pack(value)
+        except _OtherKeys:
+            writer = _Writer(any_keys=True)
+            data = writer.pack(value)
+        if (writer.deepest - FREE_TYPED_DEPTH) * CONTAINERS_A_LEVEL > MAX_OPEN_CONTAINERS:
+            _Measure().value(data)
+        return data
+    except RecursionError as exc:
+        raise SerializationError("The value cannot be stored: it nests too deeply, or contains itself.") from exc
+    except Exception as exc:
+        path = "" if writer.culprit is None else _path_to(value, writer.culprit)
+        where = f"The value at {path}" if path else "The value"
+        raise SerializationError(f"{where} cannot be stored: {str(exc).rstrip('.')}.") from exc
 
 
 class _Writer:
-    """Packs one value. The encoder hides what its hook raises, so the first error is kept here."""
+    __slots__ = ("any_keys", "culprit", "deepest", "depth", "error", "shapes")
 
-    __slots__ = ("any_key", "culprit", "depth", "error", "shapes")
-
-    def __init__(self, any_key: bool = False) -> None:
-        self.any_key = any_key
-        self.depth = 0
+    def __init__(self, any_keys: bool = False) -> None:
+        self.any_keys = any_keys
+        self.depth = self.deepest = 0
         self.error: BaseException | None = None
         self.culprit: Any = None
         self.shapes: dict[type, Shape] = {}  # each type is looked up once a value
 
     def pack(self, value: Any) -> bytes:
         try:
-            if self.any_key:
-                plain = value if _all_plain(value) else self._with_plain_keys(value)
-                return ormsgpack.packb(plain, self.extension, _ANY_KEY)
-            return ormsgpack.packb(value, self.extension, _AS_TEXT)
+            if not self.any_keys:
+                return ormsgpack.packb(value, self.extension, _TEXT_KEYS)
+            plain = value if _all_plain(value) else self._with_plain_keys(value)
+            return ormsgpack.packb(plain, self.extension, _ANY_KEYS)
         except ormsgpack.MsgpackEncodeError as exc:
             if self.error is None:
-                self.error = SerializationError(str(exc)) if self.any_key else _OddKeys()
+                self.error = SerializationError(str(exc)) if self.any_keys else _OtherKeys()
             raise self.error from None
 
     def packs(self, value: Any) -> bool:
@@ -845,6 +912,7 @@ class _Writer:
 
     def extension(self, obj: Any) -> Any:
         self.depth += 1
+        self.deepest = max(self.deepest, self.depth)
         try:
             if self.depth > MAX_TYPED_DEPTH:
                 raise SerializationError(f"typed values nest deeper than {MAX_TYPED_DEPTH} levels")
@@ -855,9 +923,9 @@ class _Writer:
                 return ormsgpack.Ext(DELTA_SNAPSHOT, self.pack(obj.value))
             shape = self.shapes.get(cls)
             if shape is None:
-                shape = _FIXED_CLASSES.get(cls) or _writable_shape(cls)
+                shape = FIXED_CLASSES.get(cls) or writable_shape(cls)
                 if shape is None:
-                    return self._other(obj)
+                    return self._without_shape(obj)
                 self.shapes[cls] = shape
             return ormsgpack.Ext(*self._shaped(shape, obj))
         except BaseException as exc:
@@ -881,24 +949,27 @@ class _Writer:
                 raise
             packed = self.pack(other)
         if shape.unproven:
-            _prove(shape, code, packed)
+            try:
+                Reader(lambda _: None).value(ormsgpack.packb(ormsgpack.Ext(code, packed)))
+            except MemStateError as exc:
+                raise SerializationError(f"{dotted(shape.key)} could not be loaded again: {exc}") from exc
+            shape.unproven = False
         return code, packed
 
-    def _other(self, obj: Any) -> Any:
+    def _without_shape(self, obj: Any) -> Any:
         numpy = sys.modules.get("numpy")
         if numpy is not None and isinstance(obj, (numpy.ndarray, numpy.generic)):
-            return ormsgpack.Ext(NUMPY_ARRAY, self.pack(_array_row(obj)))
+            return ormsgpack.Ext(NUMPY_ARRAY, self.pack(_array_row(numpy, obj)))
         if isinstance(obj, BaseException):
             return repr(obj)
-        what = (
-            f"the class {_dotted(_name(obj))} itself" if isinstance(obj, type) else _dotted(_name(type(obj)))
-        )
+        is_class = isinstance(obj, type)
+        what = f"the class {dotted(key_of(obj))} itself" if is_class else dotted(key_of(type(obj)))
         raise SerializationError(
             f"{what} is not a data type (Pydantic model, dataclass, enum, named tuple or known value type)"
         )
 
     def _with_plain_keys(self, value: Any) -> Any:
-        """`value` with every dictionary that has other keys than plain ones made an extension of pairs."""
+        """`value` with each dictionary that has other keys than plain ones made an extension of pairs."""
         if type(value) is list:
             return [self._with_plain_keys(each) for each in value]
         if type(value) is not dict:
@@ -916,78 +987,15 @@ def _plain(keys: Iterable[Any]) -> bool:
         return True
     if not kinds <= _PLAIN_KEYS | {int, tuple}:
         return False
-    return all(
-        _plain(key) if type(key) is tuple else type(key) is not int or -(2**63) <= key < 2**64 for key in keys
-    )
+    integers = (key for key in keys if type(key) is int)
+    tuples = (key for key in keys if type(key) is tuple)
+    return all(-(2**63) <= key < 2**64 for key in integers) and all(map(_plain, tuples))
 
 
 def _all_plain(value: Any) -> bool:
     if type(value) is dict:
         return _plain(value) and all(map(_all_plain, value.values()))
     return type(value) is not list or all(map(_all_plain, value))
-
-
-def _dumps(value: Any) -> bytes:
-    writer = _Writer()
-    try:
-        try:
-            return writer.pack(value)
-        except _OddKeys:
-            writer = _Writer(any_key=True)
-            return writer.pack(value)
-    except RecursionError as exc:
-        raise SerializationError(
-            "The value cannot be stored: it nests too deeply, or contains itself."
-        ) from exc
-    except Exception as exc:
-        path = _path_to(value, writer.culprit) if writer.culprit is not None else ""
-        where = f"The value at {path}" if path else "The value"
-        raise SerializationError(f"{where} cannot be stored: {exc}.") from exc
-
-
-def _name(cls: type) -> Key:
-    return cls.__module__, cls.__qualname__
-
-
-def _writable_shape(cls: type) -> Shape | None:
-    """The shape of a class that a reader will find again under its name."""
-    shape = shape_of(cls)
-    if shape is None:
-        return None
-    found = find(shape.key)
-    # A class of the same name and kind is taken for it: the cell of a notebook that defines it was run again.
-    if found is shape.home or (found is not None and type(classify(found)) is type(shape)):
-        return shape
-    raise SerializationError(
-        f"{_dotted(shape.key)} could not be found again by that name: define the class at the top level of a "
-        "module, or inside such a class"
-    )
-
-
-def _prove(shape: Shape, code: int, packed: bytes) -> None:
-    try:
-        _Reader(lambda _: None).value(ormsgpack.packb(ormsgpack.Ext(code, packed)))
-    except MemStateError as exc:
-        raise SerializationError(f"{_dotted(shape.key)} could not be loaded again: {exc}") from exc
-    shape.unproven = False
-
-
-def _array_row(array: Any) -> list[Any]:
-    dtype = array.dtype
-    numpy = sys.modules["numpy"]
-    if (
-        dtype.hasobject
-        or dtype.names
-        or not (type(array) is numpy.ndarray or isinstance(array, numpy.generic))
-    ):
-        raise SerializationError(
-            f"{_dotted(_name(type(array)))} of dtype {dtype} cannot be stored: only plain arrays of numbers, "
-            "text, bytes, dates and booleans can"
-        )
-    scalar = type(array) is not numpy.ndarray
-    fortran = not scalar and array.flags.f_contiguous and not array.flags.c_contiguous
-    order = "F" if fortran else "C"
-    return [dtype.str, None if scalar else list(array.shape), order, array.tobytes(order)]
 
 
 def _path_to(value: Any, culprit: Any) -> str:
@@ -1014,18 +1022,20 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
     elif shape_of(type(value)) is not None:
         state = object.__getstate__(value)
         for part in state if type(state) is tuple else (state,):
-            if isinstance(part, dict):
-                names = {k: v for k, v in part.items() if not k.startswith("__")}
-                nested = (v for k, v in part.items() if k.startswith("__") and isinstance(v, dict))
-                for attributes in (names, *nested):
-                    yield from ((f".{name}", child) for name, child in attributes.items())
+            for name, child in (part or {}).items():
+                if name.startswith("__") and isinstance(child, dict):  # extra and private attributes of a model
+                    yield from ((f".{each}", attribute) for each, attribute in child.items())
+                else:
+                    yield f".{name}", child
 
 
-# --- Reading -----------------------------------------------------------------------------------------------
+# Reading.
+
+_METHOD = ("datetime", "datetime", "fromisoformat")  # the only one a row may name
 
 
-class _Reader:
-    """Unpacks one value. The decoder hides what its hook raises, so the first error is kept here."""
+class Reader:
+    """Unpacks one value. `allow` is asked once for each type, and raises."""
 
     __slots__ = ("allow", "depth", "error", "open", "shapes")
 
@@ -1033,8 +1043,8 @@ class _Reader:
         self.allow = allow
         self.depth = 0
         self.open = 0
-        self.shapes: dict[Key, Shape] = {}  # each type is looked up once a value
         self.error: BaseException | None = None
+        self.shapes: dict[Key, Shape] = {}  # each type is looked up once a value
 
     def value(self, data: bytes | bytearray | memoryview) -> Any:
         try:
@@ -1057,7 +1067,7 @@ class _Reader:
                 if self.depth > MAX_TYPED_DEPTH or self.open > MAX_OPEN_CONTAINERS:
                     raise CorruptRowError("A row nests deeper than any value that is stored.")
             row = ormsgpack.unpackb(data, ext_hook=self.extension, option=ormsgpack.OPT_NON_STR_KEYS)
-            return self._made(code, row)
+            return self.made(code, row)
         except BaseException as exc:
             if self.error is None:
                 self.error = exc
@@ -1066,7 +1076,7 @@ class _Reader:
             self.depth -= 1
             self.open -= opened
 
-    def _made(self, code: int, row: Any) -> Any:
+    def made(self, code: int, row: Any) -> Any:
         if code == TUPLE and type(row) is list:
             return tuple(row)
         if code == DELTA_SNAPSHOT:
@@ -1077,21 +1087,37 @@ class _Reader:
         if not named or not SINGLE <= code <= PYDANTIC_V2:
             raise CorruptRowError(f"Extension code {code} of a row holds nothing that a writer of ours stores.")
         key = (row[0], row[1])
+        if code == METHOD and (*key, *row[3:]) != _METHOD:
+            method = str(row[3]) if len(row) > 3 else ""
+            emit_serde_event({"kind": "msgpack_method_blocked", "module": key[0], "name": key[1], "method": method})
+            raise DeserializationError(f"Refused to call the method {method!r} of {dotted(key)}.")
         shape = self.shapes.get(key)
         if shape is None:
             self.allow(key)
             shape = self.shapes[key] = loaded_shape(key)
-        return _load(shape, key, code, row)
+        return load(shape, key, code, row)
 
 
-def _load(shape: Shape, key: Key, code: int, row: list[Any]) -> Any:
+class _Measure(Reader):
+    """Nests as reading would, and makes nothing."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: None)
+
+    def made(self, code: int, row: Any) -> Any:
+        return None
+
+
+def load(shape: Shape, key: Key, code: int, row: Row) -> Any:
     try:
         return shape.load(code, row)
     except MemStateError:
         raise
     except Exception as exc:
         raise DeserializationError(
-            f"{_dotted(key)} cannot be made from what is stored: {exc} ({type(exc).__name__})."
+            f"{dotted(key)} cannot be made from what is stored: {type(exc).__name__}: {exc}."
         ) from exc
 
 
@@ -1111,27 +1137,52 @@ def _open_containers(data: bytes) -> int:
     return deepest
 
 
+# Arrays.
+
 _DTYPE = re.compile(r"[<>|=]?[biufcmMSUV]\d*(\[\w+\])?")
 
 
-def _array(row: Any) -> Any:
-    import numpy  # a dependency of this package: it is there whatever the row says
+def _array_row(numpy: Any, array: Any) -> Row:
+    dtype = array.dtype
+    scalar = isinstance(array, numpy.generic)
+    if dtype.hasobject or dtype.names or not (scalar or type(array) is numpy.ndarray):
+        raise SerializationError(
+            f"{dotted(key_of(type(array)))} of dtype {dtype} cannot be stored: only plain arrays of numbers, "
+            "text, bytes, dates and booleans can"
+        )
+    if scalar:
+        array = numpy.asarray(array)
+        return [array.dtype.str, None, "C", array.tobytes()]
+    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    return [dtype.str, list(array.shape), order, array.tobytes(order)]
 
+
+def _array(row: Any) -> Any:
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        raise DeserializationError("numpy.ndarray cannot be loaded: import the module 'numpy' before reading.")
     try:
         dtype_name, shape, order, data = row
         if not _DTYPE.fullmatch(dtype_name) or order not in ("C", "F") or type(data) is not bytes:
             raise ValueError("not the description of an array")
-        dtype = numpy.dtype(dtype_name)
-        array = numpy.ndarray(tuple(shape or ()), dtype, data, order=order)
-        if array.nbytes != len(data):
+        sizes = tuple(exactly(list, shape or []))
+        array = numpy.ndarray(sizes, numpy.dtype(dtype_name), data, order=order)
+        if min(sizes, default=0) < 0 or array.nbytes != len(data) or array.size > max(len(data), 1):
             raise ValueError("the buffer has another size")
         return array[()] if shape is None else array.copy("K")
     except Exception as exc:
         raise DeserializationError(f"numpy.ndarray cannot be made from what is stored: {exc}.") from exc
 
 
-# --- The serializer ----------------------------------------------------------------------------------------
+# --- The serializer -----------------------------------------------------------------------------------------
 
+# The types upstream always allows are always loaded, so that a row of messages can be read by a process that
+# has not seen a message yet.
+for _module, _ in sorted(SAFE_MSGPACK_TYPES):
+    with suppress(ModuleNotFoundError):  # pathlib._local: a name of some Python versions only
+        importlib.import_module(_module)
+
+_ALWAYS_ALLOWED = SAFE_MSGPACK_TYPES | FIXED.keys()
 _UNSET: Any = object()
 
 
@@ -1156,9 +1207,7 @@ class MemStateSerializer(JsonPlusSerializer):
                 "pickle_fallback=True is refused: reading a pickle runs whatever the row says. "
                 "Make the value a Pydantic model or a dataclass instead."
             )
-        given = (
-            {} if allowed_msgpack_modules is _UNSET else {"allowed_msgpack_modules": allowed_msgpack_modules}
-        )
+        given = {} if allowed_msgpack_modules is _UNSET else {"allowed_msgpack_modules": allowed_msgpack_modules}
         super().__init__(allowed_json_modules=allowed_json_modules, **given)  # type: ignore[arg-type]
         if not hasattr(self, "_allowed_msgpack_modules") or not hasattr(self, "_allowed_json_modules"):
             raise StagingError(
@@ -1172,7 +1221,7 @@ class MemStateSerializer(JsonPlusSerializer):
             return "null", b""
         if type(obj) in (bytes, bytearray):
             return type(obj).__name__, bytes(obj)
-        return "msgpack", _dumps(obj)
+        return "msgpack", dumps(obj)
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         kind, content = data
@@ -1181,7 +1230,7 @@ class MemStateSerializer(JsonPlusSerializer):
         if not isinstance(content, (bytes, bytearray, memoryview)):
             raise CorruptRowError(f"A row of type {kind!r} holds {type(content).__name__} instead of bytes.")
         if kind == "msgpack":
-            return _Reader(self._allow).value(content)
+            return Reader(self._allow).value(content)
         if kind == "bytes":
             return bytes(content)
         if kind == "bytearray":
@@ -1205,7 +1254,7 @@ class MemStateSerializer(JsonPlusSerializer):
         elif not allowed or not self._lists(allowed, key):
             emit_serde_event({"kind": "msgpack_blocked", "module": module, "name": name})
             raise DeserializationError(
-                f"Refused to load {_dotted(key)}: it is not in the allowlist (LANGGRAPH_STRICT_MSGPACK, or an "
+                f"Refused to load {dotted(key)}: it is not in the allowlist (LANGGRAPH_STRICT_MSGPACK, or an "
                 f"allowlist of its own, makes the serializer strict). Add ({module!r}, {name!r}) to "
                 "allowed_msgpack_modules."
             )
@@ -1220,9 +1269,10 @@ class MemStateSerializer(JsonPlusSerializer):
         return key in declared
 
     def _parsed(self, data: bytes) -> Any:
-        """Rows of the type "json": the format of LangGraph before msgpack."""
+        """Rows of the type "json", the format of LangGraph before msgpack."""
         try:
-            return json.loads(data, object_hook=self._reviver)
+            # Given bytes, json searches them for an encoding, and imports its codec.
+            return json.loads(data.decode(), object_hook=self._reviver)
         except MemStateError:
             raise
         except (ValueError, RecursionError) as exc:
@@ -1234,25 +1284,26 @@ class MemStateSerializer(JsonPlusSerializer):
             return value
         if type(path) is not list or len(path) < 2 or not all(type(each) is str for each in path):
             raise CorruptRowError(f"A row names a type as {path!r}.")
-        args, kwargs = value.get("args") or [], value.get("kwargs") or {}
         place = tuple(path)
         if version == 1:
             place = LC_REVIVER.import_mappings.get(place, place)
-        key = (_dotted(place[:-1]), place[-1])
+        key = (dotted(place[:-1]), place[-1])
         if kind != "constructor" or (version == 1 and key not in SAFE_MSGPACK_TYPES):
             raise DeserializationError(
-                f"Refused to load {_dotted(key)}: of LangChain's JSON only messages and documents are loaded."
+                f"Refused to load {dotted(key)}: of LangChain's JSON only messages and documents are loaded."
             )
         if self._allowed_json_modules is not True and place not in (self._allowed_json_modules or ()):
             self._allow(key)
         shape = loaded_shape(key)
+        args, kwargs = value.get("args") or [], value.get("kwargs") or {}
         if kwargs or not args:
-            return _load(shape, key, shape.code, [*key, kwargs, "json"])
+            more = ["json"] if shape.code == PYDANTIC_V2 else []
+            return load(shape, key, shape.code, [*key, kwargs, *more])
         if shape.cls is datetime:
-            return _load(shape, key, METHOD, [*key, args[0], "fromisoformat"])
+            return load(shape, key, METHOD, [*key, args[0], "fromisoformat"])
         if len(args) == 1:
-            return _load(shape, key, SINGLE, [*key, args[0]])
-        return _load(shape, key, POSITIONAL, [*key, args])
+            return load(shape, key, SINGLE, [*key, args[0]])
+        return load(shape, key, POSITIONAL, [*key, args])
 
 
 def _declared_by(allowed: Iterable[tuple[str, ...]]) -> frozenset[Key]:
@@ -1264,7 +1315,7 @@ def _declared_by(allowed: Iterable[tuple[str, ...]]) -> frozenset[Key]:
         annotations: Iterable[Any] = ()
         with suppress(Exception):  # not loaded, or annotations that do not resolve: nothing is added
             annotations = list(loaded_shape(waiting.pop()).declared())
-        found = {_name(cls) for each in annotations for cls in _classes_in(each)}
+        found = {key_of(cls) for each in annotations for cls in _classes_in(each)}
         waiting.extend(found - listed)
         listed |= found
     return frozenset(listed)

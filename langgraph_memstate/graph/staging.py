@@ -28,6 +28,20 @@ if TYPE_CHECKING:
 _PATIENCE = 1.0  # seconds
 
 
+class _Marks:
+    """The markers of write sets at one moment, each looked at once; a task that failed has none."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, frozenset[str]] = {}
+
+    def of(self, task: RunningTask) -> frozenset[str]:
+        key = id(task.writes)
+        if key not in self._known:
+            writes = task.writes.copy()
+            self._known[key] = frozenset() if pregel.failed(writes) else frozenset(pregel.tokens(writes))
+        return self._known[key]
+
+
 @dataclass(slots=True, eq=False)
 class _Entry:
     """One batch of memory writes. `chain`: its task, then the tasks that one runs inside of."""
@@ -46,13 +60,10 @@ class _Entry:
                 return level
         return None
 
-    def counts(self, level: int | None = None) -> bool:
+    def counts(self, marks: _Marks, level: int | None = None) -> bool:
         """Whether no task of the chain (up to a level) was retried, timed out, cancelled or failed since."""
-        for task in self.chain if level is None else self.chain[: level + 1]:
-            writes = task.writes.copy()
-            if pregel.failed(writes) or self.token not in pregel.tokens(writes):
-                return False
-        return True
+        chain = self.chain if level is None else self.chain[: level + 1]
+        return all(self.token in marks.of(task) for task in chain)
 
     def position(self, level: int) -> tuple[Any, ...]:
         """Its place among the writes of a step: task path order, as LangGraph applies channel writes."""
@@ -154,7 +165,8 @@ class Staging:
         with self._lock:
             run = self._runs.get(id(task.run))
             entries = list(run.entries.values()) if run is not None else []
-        seen = [draft for entry in entries if _sees(task, entry) and entry.counts() for draft in entry.drafts]
+        marks = _Marks()
+        seen = [draft for entry in entries if _sees(task, entry) and entry.counts(marks) for draft in entry.drafts]
         return [*self._resumed(task, run), *seen]
 
     def has_landed(self, versions: Iterable[str]) -> bool:
@@ -240,11 +252,11 @@ class Staging:
                 for entry, _ in mine:
                     run.entries.pop(entry.token, None)
                 return ()
-            marked = set(pregel.tokens(writes))
+            marked, marks = set(pregel.tokens(writes)), _Marks()
             kept = [
                 (entry, level)
                 for entry, level in mine
-                if entry.token in marked and entry.saved_level in (None, level) and entry.counts(level)
+                if entry.token in marked and entry.saved_level in (None, level) and entry.counts(marks, level)
             ]
             for entry, level in kept:
                 entry.saved_level = level
@@ -257,11 +269,12 @@ class Staging:
         Usually that is the step that started from its parent. A run that saves at exit ends several steps at once: all
         of its own but the one that starts from the new checkpoint, which has not finished.
         """
+        marks = _Marks()
         with self._lock:
             found = [
                 (entry, level)
                 for entry, level in self._ended(config, checkpoint, parent_id)
-                if entry.saved_level in (None, level) and entry.counts(level)
+                if entry.saved_level in (None, level) and entry.counts(marks, level)
             ]
         found.sort(key=lambda pair: pair[0].position(pair[1]))
         return Landing(

@@ -286,7 +286,7 @@ def _outbox_failed(conn: sqlite3.Connection, op: OutboxFailed) -> None:
 
 def _queue_index(conn: sqlite3.Connection, op: QueueIndex) -> None:
     if op.replace:
-        conn.execute("DELETE FROM outbox WHERE index_name = ?", (op.index,))
+        conn.execute("DELETE FROM outbox WHERE index_name = ? AND op != 'embed'", (op.index,))
     conn.executemany(
         "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
         "SELECT index_name, 'upsert', vector_id, version, 0 FROM vectors WHERE index_name = ? AND vector_id = ?",

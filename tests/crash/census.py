@@ -331,7 +331,7 @@ class frozen_outbox:
 # -- the census -------------------------------------------------------------------------------------
 
 
-def take_census(cell: Cell, root: str, *, phase: int = 0, first: int = 1, stride: int = 1) -> Count:
+def take_census(cell: Cell, root: str, phase: int = 0, first: int = 1, stride: int = 1) -> Count:
     """Kill the process at every `stride`-th point of a phase, until one run is not killed any more.
 
     Phase 1 is the resume of a graph whose first phase was left with finished tasks beside a failed one.

@@ -65,7 +65,7 @@ class Shape:
     sends: int = 0
     pause_before: str = ""
     join: bool = False
-    """Wait for both branches with a barrier. LangGraph goes on filling the set that it gave the saver, so the barrier of
+    """Wait for both branches with a barrier. LangGraph goes on filling the set that it gave the saver: the barrier of
     a checkpoint that is saved in the background (``async``) is right on no saver; such runs cannot be compared."""
 
     def build(self, saver: BaseCheckpointSaver[Any]) -> Graph:

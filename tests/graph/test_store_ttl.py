@@ -33,7 +33,8 @@ def age(database: Path) -> Age:
     def pass_minutes(minutes: float) -> None:
         with sqlite3.connect(database) as conn:
             conn.execute(
-                "UPDATE items SET created_at = created_at - ?1, updated_at = updated_at - ?1, expires_at = expires_at - ?1",
+                "UPDATE items SET created_at = created_at - ?1, updated_at = updated_at - ?1, "
+                "expires_at = expires_at - ?1",
                 (minutes * 60,),
             )
         conn.close()

@@ -1,0 +1,109 @@
+"""Timing contenders side by side: in turns, in one process, on one disk, so that a busy machine slows all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+Sample = Callable[[int], float]
+"""Runs an operation so many times; seconds each."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    journal: str
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one contender showed. Times are seconds an operation; `low` and `high` are their quartiles."""
+
+    case: str
+    what: str
+    contender: str
+    journal: str = ""
+    median: float | None = None
+    low: float | None = None
+    high: float | None = None
+    ratio: float | None = None
+    """ours ÷ this contender's, round by round, median: below 1 we are faster"""
+    notes: dict[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run of the benchmarks: where its files are, and how much patience it has."""
+
+    folder: Path
+    quick: bool = False
+
+    def pick(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
+
+    def room(self, name: str) -> Path:
+        """An empty folder for one case."""
+        folder = self.folder / name
+        folder.mkdir(parents=True)
+        return folder
+
+    def tell(self, text: str) -> None:
+        """Show what is being measured, where somebody is watching."""
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def race(
+    session: Session, case: str, what: str, ours: Contender, peers: Sequence[Contender], *, rounds: int, calls: int
+) -> list[Row]:
+    """Sample all contenders in turns, in the opposite order every other round, after one round that does not count."""
+    contenders = [ours, *peers]
+    seconds: dict[int, list[float]] = {place: [] for place in range(len(contenders))}
+    for turn in range(rounds + 1):
+        session.tell(f"{case}: {what} {turn}/{rounds}")
+        order = range(len(contenders)) if turn % 2 else reversed(range(len(contenders)))
+        for place in order:
+            took = contenders[place].sample(calls)
+            if turn:
+                seconds[place].append(took)
+    session.tell("")
+    rows = []
+    for place, contender in enumerate(contenders):
+        low, median, high = quartiles(seconds[place])
+        paired = (mine / theirs for mine, theirs in zip(seconds[0], seconds[place], strict=True))
+        ratio = statistics.median(paired) if place else None
+        rows.append(Row(case, what, contender.name, contender.journal, median, low, high, ratio))
+    return rows
+
+
+def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high
+
+
+def timed(call: Callable[[], object]) -> Sample:
+    def sample(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return (time.perf_counter() - start) / calls
+
+    return sample
+
+
+def timed_async(runner: asyncio.Runner, call: Callable[[], Awaitable[object]]) -> Sample:
+    """The same for an awaited call; entering the event loop is not part of the time."""
+
+    async def loop(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            await call()
+        return (time.perf_counter() - start) / calls
+
+    return lambda calls: runner.run(loop(calls))
