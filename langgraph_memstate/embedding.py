@@ -42,7 +42,9 @@ class Embedder:
             )
         self._source = source
         self.fixed_dims = dims  # None until the first vector shows it
-        self.model = model or _model_name(source)
+        named = model or _given_name(source)
+        self._is_named = named is not None
+        self.model = named or (type(source).__name__ if isinstance(source, Embeddings) else "function")
 
     @property
     def dims(self) -> int:
@@ -50,6 +52,20 @@ class Embedder:
             self.documents(["dimension"])
         assert self.fixed_dims is not None
         return self.fixed_dims
+
+    def is_confused_with(self, other: Embedder) -> bool:
+        """Whether another model goes by the same name, so that embeddings of one would be taken for the other's."""
+        if self.model != other.model or self._source == other._source:
+            return False
+        return not (self._is_named and other._is_named) or self.fixed_dims != other.fixed_dims
+
+    def answers(self) -> bool:
+        """Whether the model is there at all: tells an outage from a text it refuses."""
+        try:
+            self.documents(["dimension"])
+        except EmbeddingError:
+            return False
+        return True
 
     def documents(self, texts: Sequence[str]) -> list[Vector | None]:
         """Embed texts; None for one without direction (a zero vector), which cosine cannot rank.
@@ -137,11 +153,11 @@ def _provider(name: str) -> Embeddings:
     return source
 
 
-def _model_name(source: Any) -> str:
+def _given_name(source: Any) -> str | None:
     for attribute in ("model", "model_name"):
         if isinstance(name := getattr(source, attribute, None), str) and name:
             return name
-    return type(source).__name__ if isinstance(source, Embeddings) else "function"
+    return None
 
 
 # -- texts ------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,8 @@ _ESCAPE = "\x1b"
 _LAST = "\U0010ffff"  # no label begins with it once encoded, so it ends the range of everything
 _ESCAPES = {_ESCAPE: _ESCAPE + "e", _END: _ESCAPE + "u", _LAST: _ESCAPE + "l"}
 _UNESCAPES = {"e": _ESCAPE, "u": _END, "l": _LAST}
+_ENCODING = str.maketrans(_ESCAPES)
+_ESCAPED = re.compile(_ESCAPE + "(.?)", re.DOTALL)
 
 _LONGEST_TTL = 1e12  # minutes; what is longer is no time to live
 
@@ -101,30 +104,22 @@ def _is_unicode(text: str) -> bool:
 
 def encode_namespace(namespace: Sequence[str]) -> str:
     """One string for a namespace, in which every prefix of labels is a prefix of characters."""
-    return "".join(
-        "".join(_ESCAPES.get(char, char) for char in label) + _END for label in namespace
-    )
+    return "".join(label.translate(_ENCODING) + _END for label in namespace)
 
 
 def decode_namespace(encoded: str) -> Namespace:
     """The inverse of `encode_namespace`."""
-    labels: list[str] = []
-    label: list[str] = []
-    chars = iter(encoded)
-    for char in chars:
-        if char == _END:
-            labels.append("".join(label))
-            label.clear()
-        elif char == _ESCAPE:
-            escaped = _UNESCAPES.get(next(chars, ""))
-            if escaped is None:
-                raise CorruptRowError(f"namespace {encoded!r} has an unknown escape")
-            label.append(escaped)
-        else:
-            label.append(char)
-    if label:
+    *labels, rest = encoded.split(_END)
+    if rest:
         raise CorruptRowError(f"namespace {encoded!r} does not end with a terminator")
-    return tuple(labels)
+    return tuple(map(_unescape, labels) if _ESCAPE in encoded else labels)
+
+
+def _unescape(label: str) -> str:
+    try:
+        return _ESCAPED.sub(lambda found: _UNESCAPES[found[1]], label)
+    except KeyError as error:
+        raise CorruptRowError(f"label {label!r} of a namespace has an unknown escape") from error
 
 
 def namespace_range(prefix: Sequence[str]) -> tuple[str, str]:
@@ -237,8 +232,8 @@ class Origin:
     reason: str | None = None
 
     def __post_init__(self) -> None:
-        for known in fields(self):
-            check_text(known.name, getattr(self, known.name))
+        for name in self.__slots__:
+            check_text(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID, uuid5
@@ -22,6 +24,9 @@ from langgraph_memstate.storage.base import (
 )
 
 logger = logging.getLogger("langgraph_memstate")
+
+_REST = 2.0  # seconds in which a search does not ask an index again that did not answer
+_RECENT = 256  # embeddings kept for writes that are not committed yet
 
 
 def vector_id(version: str, ord_: int) -> str:
@@ -49,7 +54,11 @@ class VectorIndex:
         self.hook = hook
         self.name = EXACT if hook is None else hook.name
         self.state: IndexState | None = None
-        self._generation = 0
+        self._found = IndexState.OK
+        self._silent = False
+        self._rests_until = 0.0
+        self._recent: OrderedDict[bytes, bytes] = OrderedDict()
+        self._recent_lock = threading.Lock()
         self._lock = threading.RLock()
 
     @property
@@ -70,12 +79,13 @@ class VectorIndex:
         return texts_of(decode_value(draft.value), self.fields if draft.index is None else draft.index)
 
     def embed(
-        self, drafts: Sequence[Draft], storage: Storage
+        self, drafts: Sequence[Draft], storage: Storage, just_embedded: Sequence[EmbeddingRow] = ()
     ) -> tuple[list[VectorRow], list[EmbeddingRow], dict[str, Vector]]:
         """Vector rows of `drafts`, the embeddings SQL does not hold yet, and every vector by id.
 
-        A text is embedded once, however often it occurs and whichever version held it before. The model is called
-        outside of any snapshot: it may take long, and an async one may need the very thread that waits to read.
+        A text is embedded once, however often it occurs, whichever version held it before, and whether or not a search
+        inside its step has seen it already. The model is called outside of any snapshot: it may take long, and an async
+        one may need the very thread that waits to read.
         """
         texts = {
             (draft.version, ord_): text
@@ -85,12 +95,10 @@ class VectorIndex:
         hashes = {text: text_hash(text) for text in texts.values()}
         with storage.snapshot() as reader:
             known = reader.embeddings(self.model, list(hashes.values()))
-        missing = [text for text, hash_ in hashes.items() if hash_ not in known]
-        fresh: list[EmbeddingRow] = []
-        if missing:
-            for text, vector in zip(missing, self.embedder.documents(missing), strict=True):
-                known[hashes[text]] = to_bytes(vector)
-                fresh.append(EmbeddingRow(self.model, hashes[text], known[hashes[text]]))
+        known |= {row.text_hash: row.vector for row in just_embedded if row.model == self.model}
+        absent = {text: hash_ for text, hash_ in hashes.items() if hash_ not in known}
+        known |= self._embed(absent)
+        fresh = [EmbeddingRow(self.model, hash_, known[hash_]) for hash_ in absent.values()]
         rows: list[VectorRow] = []
         vectors: dict[str, Vector] = {}
         for (version, ord_), text in texts.items():
@@ -100,6 +108,19 @@ class VectorIndex:
                 rows.append(VectorRow(self.name, id_, version, ord_, hashes[text]))
                 vectors[id_] = to_vector(data)
         return rows, fresh, vectors
+
+    def _embed(self, hashes: Mapping[str, bytes]) -> dict[bytes, bytes]:
+        with self._recent_lock:
+            known = {hash_: self._recent[hash_] for hash_ in hashes.values() if hash_ in self._recent}
+        missing = [text for text, hash_ in hashes.items() if hash_ not in known]
+        if missing:
+            for text, vector in zip(missing, self.embedder.documents(missing), strict=True):
+                known[hashes[text]] = to_bytes(vector)
+        with self._recent_lock:
+            self._recent |= known
+            while len(self._recent) > _RECENT:
+                self._recent.popitem(last=False)
+        return known
 
     def record(
         self, id_: str, ord_: int, vector: Vector, namespace: tuple[str, ...], value: str, index: Any = None
@@ -121,13 +142,15 @@ class VectorIndex:
     def record_of(self, row: ScoredRow) -> VectorRecord:
         """What the hook stores for a current version."""
         return self.record(
-            row.vector_id, row.ord, to_vector(row.vector), row.record.namespace, row.record.value
+            row.vector_id, row.ord, to_vector(row.vector), row.record.namespace, row.record.value, row.paths
         )
 
     # -- the hook -----------------------------------------------------------------------------------
 
     def open(self, store_id: str, meta: PutIndexMeta | None) -> tuple[PutIndexMeta, bool]:
         """Open the hook; returns what SQL must record and whether the index has to be rebuilt from SQL.
+
+        The index is used once `ready` says that SQL has recorded it.
 
         Raises:
             IndexConfigError: the database was indexed with another model or dimension.
@@ -136,7 +159,6 @@ class VectorIndex:
         dims = self._check(meta)
         generation = meta.generation if meta else 1
         if self.hook is None:
-            self.state = IndexState.OK
             return PutIndexMeta(self.name, self.model, dims, generation), False
         spec = IndexSpec(store_id, generation, dims, self.model)
         with self._lock:
@@ -147,6 +169,8 @@ class VectorIndex:
                     if found is not IndexState.EMPTY:
                         logger.warning("index %s is %s; rebuilding it from SQL", self.name, found.value)
                         spec = IndexSpec(store_id, generation + 1, dims, self.model)
+                    if self.state is IndexState.OK:
+                        self.state = None  # an empty index must not be written before SQL knows that it is empty
                     self.hook.reset(spec)
                     found = IndexState.OK
             except IndexConfigError:
@@ -154,8 +178,12 @@ class VectorIndex:
             except Exception as error:
                 self.state = None
                 raise VectorSyncError(f"index {self.name} cannot be opened: {error!r}") from error
-        self.state = found
+        self._found = found
         return PutIndexMeta(self.name, self.model, dims, spec.generation), rebuild
+
+    def ready(self) -> None:
+        """What `open` returned is in SQL: the index may be followed and asked."""
+        self.state = self._found
 
     def _check(self, meta: PutIndexMeta | None) -> int:
         if meta is None:
@@ -179,10 +207,23 @@ class VectorIndex:
             for start in range(0, len(deletes), size):
                 self.hook.apply((), deletes[start : start + size])
 
-    def candidates(self, vector: Vector, k: int, prefix: Sequence[str]) -> list[str]:
+    def propose(self, vector: Vector, k: int, prefix: Sequence[str]) -> list[str] | None:
+        """Ids of up to `k` nearest vectors; None while the index does not answer, which is told once."""
         assert self.hook is not None
-        with self._lock:
-            return self.hook.query(vector, k, prefix)
+        if self._silent and time.monotonic() < self._rests_until:
+            return None
+        try:
+            with self._lock:
+                found = self.hook.query(vector, k, prefix)
+        except Exception as error:
+            if not self._silent:
+                logger.warning("index %s does not answer (%r); search scans SQL until it does", self.name, error)
+            self._silent, self._rests_until = True, time.monotonic() + _REST
+            return None
+        if self._silent:
+            logger.info("index %s answers again", self.name)
+            self._silent = False
+        return found
 
     def held_ids(self) -> set[str]:
         """Every id in the vector database."""

@@ -4,6 +4,10 @@ Atomic mode runs a two-phase commit with SQL as the coordinator (Gray 1978): the
 the index hears of the vectors, and the SQL commit decides. Deferred mode is a transactional outbox: the work is
 committed with the step and applied afterwards. Either way a version that SQL does not show as current is invisible,
 so a crash leaves only vectors that nobody can see, and they are removed when the memory is opened again.
+
+An entry of the outbox says that the index may be wrong about a vector; what is right, SQL says when it is applied. Only
+the outbox removes vectors, and never one that a commit under way has prepared: a commit that failed may be tried again
+with the same ids at any moment, in another process too.
 """
 
 from __future__ import annotations
@@ -16,10 +20,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
-from uuid import uuid4
 
 from langgraph_memstate.commit import Writer
-from langgraph_memstate.errors import IndexConfigError, MemStateError, StorageClosedError, VectorSyncError
+from langgraph_memstate.errors import (
+    EmbeddingError,
+    IndexConfigError,
+    MemStateError,
+    StorageClosedError,
+    TransientError,
+    VectorSyncError,
+)
 from langgraph_memstate.facts import Draft, IndexPaths, Record, new_version
 from langgraph_memstate.hooks.base import IndexState, Vector, VectorRecord
 from langgraph_memstate.index import VectorIndex
@@ -36,6 +46,8 @@ from langgraph_memstate.storage.base import (
     PutEmbeddings,
     PutVectors,
     QueueIndex,
+    RebuildIndex,
+    ScoredRow,
     Settle,
     Storage,
     VectorRow,
@@ -45,14 +57,15 @@ logger = logging.getLogger("langgraph_memstate")
 
 VectorSync = Literal["atomic", "deferred"]
 
-LEASE = 120.0  # seconds after which anybody may take back what an unfinished commit sent to the index
+LEASE = 120.0  # seconds after which another machine may take back what an unfinished commit sent to the index
 POISON_AFTER = 8  # failures of one entry, with the database up, before it is served from SQL for good
 _POLL = 0.5  # seconds between looks for work that another process committed
 _REOPEN = 2.0  # seconds between tries to open an index that is away
 _BATCH = 50
+_HORIZON = 86_400.0  # seconds; every retry is nearer
 
-_alive: set[str] = set()
-"""The owners of prepare records in this process whose memory is open."""
+_under_way: set[str] = set()
+"""The prepare records of commits that are running in this process."""
 
 
 @dataclass(slots=True)
@@ -76,17 +89,25 @@ class Outbox:
         self._wake = threading.Event()
         self._stopping = False
         self._follower: threading.Thread | None = None
-        self._turn = threading.Lock()  # one replay at a time: the follower's or a flush
+        self._turn = threading.Lock()  # one at a time opens or writes an index: the follower or a flush
+        self._rests: dict[str, tuple[int, float]] = {}  # by index or model: failures in a row, when it is tried again
         # Made here and not at import, which a forked process shares with its parent.
-        self._owner = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex}"
-        _alive.add(self._owner)
+        self._owner = f"{socket.gethostname()}/{os.getpid()}"
 
     # -- opening ------------------------------------------------------------------------------------
 
     def attach(self, index: VectorIndex) -> None:
         """Follow the log with one more index. A database that is away is tried again in the background."""
-        if index.name in {known.name for known in self.indexes}:
-            raise IndexConfigError(f"index {index.name!r} is attached already; give the hook another collection_name")
+        for known in self.indexes:
+            if known.name == index.name:
+                raise IndexConfigError(
+                    f"index {index.name!r} is attached already; give the hook another collection_name"
+                )
+            if known.embedder.is_confused_with(index.embedder):
+                raise IndexConfigError(
+                    f"indexes {known.name!r} and {index.name!r} embed with different models that are both called "
+                    f"{index.model!r}; give each function or Embeddings object a `model` attribute of its own"
+                )
         try:
             self._open(index)
         except VectorSyncError as error:
@@ -103,20 +124,20 @@ class Outbox:
         recorded, rebuild = index.open(self._store_id, meta)
         ops: list[Op] = [] if meta == recorded else [recorded]
         if rebuild:
-            with self._storage.snapshot() as reader:
-                current = tuple(reader.vector_ids(index.name))
-            ops.append(QueueIndex(index.name, current, (), replace=True))
+            ops.append(RebuildIndex(index.name))
         if ops:
             self._writer.submit(tuple(ops)).result()
+        index.ready()
 
-    def _reopen(self) -> None:
+    def _reopen(self, *states: IndexState | None) -> None:
         """Try indexes again that were away, or owned by another process."""
         for index in self.indexes:
-            if index.state in (None, IndexState.BUSY):
-                try:
-                    self._open(index)
-                except VectorSyncError as error:
-                    logger.debug("still: %s", error)
+            with self._turn:
+                if index.state in states:
+                    try:
+                        self._open(index)
+                    except (VectorSyncError, IndexConfigError) as error:
+                        logger.debug("still: %s", error)
 
     def settle_abandoned(self) -> None:
         """Take back the vectors of commits whose process is gone."""
@@ -124,7 +145,13 @@ class Outbox:
             abandoned = [row for row in reader.prepared() if _is_abandoned(row)]
         for row in abandoned:
             logger.info("taking back %d vectors of an unfinished commit", len(row.vector_ids))
-            self._writer.submit((Settle(row.id, take_back=True),)).result()
+            self._settle(row)
+
+    def _settle(self, row: PreparedRow) -> None:
+        try:
+            self._writer.submit((Settle(row.id),)).result()
+        except TransientError as error:
+            logger.debug("a prepare record is not settled by us: %s", error)
 
     # -- committing ---------------------------------------------------------------------------------
 
@@ -141,6 +168,8 @@ class Outbox:
 
     def commit(self, drafts: Sequence[Draft], before: Commit = (), after: Commit = ()) -> None:
         """Land drafts and their vectors with the operations around them, or nothing of it.
+
+        Embeddings outlive a commit that failed, so that trying it again does not ask the model again.
 
         Raises:
             EmbeddingError: before anything was written.
@@ -168,7 +197,7 @@ class Outbox:
     def _plan(self, drafts: Sequence[Draft]) -> _Plan:
         plan = _Plan()
         for index in self.indexes:
-            rows, fresh, vectors = index.embed(drafts, self._storage)
+            rows, fresh, vectors = index.embed(drafts, self._storage, plan.fresh)
             plan.rows += rows
             plan.fresh += fresh
             if index.hook is not None:
@@ -187,15 +216,20 @@ class Outbox:
             )
             for index in atomic
         ]  # fmt: skip
-        self._writer.submit((*embeddings, *map(Prepare, prepared))).result()
+        ids = {row.id for row in prepared}
+        _under_way.update(ids)
         try:
-            for index in atomic:
-                self._send(index, plan.upserts[index.name])
-            settles = tuple(Settle(row.id) for row in prepared)
-            self._writer.submit((*settles, *commit)).result()
-        except Exception:
-            self._take_back(atomic, prepared)
-            raise
+            self._writer.submit((*embeddings, *map(Prepare, prepared))).result()
+            try:
+                for index in atomic:
+                    self._send(index, plan.upserts[index.name])
+                settles = (Settle(row.id) for row in prepared)
+                self._writer.submit((*commit, *settles)).result()
+            except Exception:
+                self._take_back(atomic, prepared)
+                raise
+        finally:
+            _under_way.difference_update(ids)
 
     def _send(self, index: VectorIndex, records: Sequence[VectorRecord]) -> None:
         try:
@@ -206,18 +240,16 @@ class Outbox:
             ) from error
 
     def _take_back(self, atomic: Sequence[VectorIndex], prepared: Sequence[PreparedRow]) -> None:
-        """Undo the first phase. What the index cannot forget now, the outbox removes later."""
-        for index, row in zip(atomic, prepared, strict=True):
-            try:
-                index.apply((), row.vector_ids)
-                gone = True
-            except Exception as error:
-                logger.warning("vectors of a failed commit stay in %s for now: %r", index.name, error)
-                gone = False
-            try:
-                self._writer.submit((Settle(row.id, take_back=not gone),)).result()
-            except MemStateError as error:  # its lease ends, and whoever opens the memory settles it
-                logger.warning("a failed commit is not settled yet: %s", error)
+        """Undo the first phase: now, where the index answers, else as soon as it does."""
+        try:
+            for row in prepared:
+                self._settle(row)
+            for index in atomic:
+                if index.answers():
+                    self._replay(index)
+        except MemStateError as error:  # the record stays, and the follower settles it
+            logger.warning("the vectors of a failed commit stay for now: %s", error)
+        self._wake.set()
 
     # -- replay -------------------------------------------------------------------------------------
 
@@ -236,8 +268,9 @@ class Outbox:
                 return
             try:
                 if time.monotonic() > reopen_at:
-                    self._reopen()
                     reopen_at = time.monotonic() + _REOPEN
+                    self._reopen(None, IndexState.BUSY)
+                    self.settle_abandoned()
                 while self.replay() and not self._stopping:
                     continue
             except StorageClosedError:
@@ -245,13 +278,18 @@ class Outbox:
             except Exception as error:  # keep following: the next round may find the database well again
                 logger.warning("replaying the outbox failed: %r", error)
 
-    def replay(self, *, force: bool = False) -> bool:
-        """Apply one batch of due work to each index (`force`: also what waits for a retry). False when idle."""
-        busy = any([self._embed_batch(index) for index in self.indexes])
-        with self._turn:
-            for index in self.indexes:
-                if index.follows:
-                    busy = self._replay_index(index, force) or busy
+    def replay(self) -> bool:
+        """Apply one batch of due work to each index that is not resting after a failure. False when idle."""
+        busy = False
+        for index in self.indexes:
+            if self._is_rested(index.model):
+                try:
+                    busy = self._embed_batch(index) or busy
+                    self._rests.pop(index.model, None)
+                except EmbeddingError as error:
+                    self._rest(index.model, error)
+            if self._is_rested(index.name):
+                busy = self._replay(index) or busy
         return busy
 
     def catch_up(self, index: VectorIndex) -> None:
@@ -263,13 +301,25 @@ class Outbox:
         # Takes no turn: an async model may need the very thread that waits for it. Twice is the same as once.
         with self._storage.snapshot() as reader:
             waiting = reader.to_embed(index.name, _BATCH)
-        if not waiting:
-            return False
-        drafts = [draft_of(record, paths) for _, record, paths in waiting if record is not None]
-        rows, fresh, _ = index.embed(drafts, self._storage)
-        done = OutboxDone(tuple(id_ for id_, _, _ in waiting))
-        self._writer.submit((*self._bind(index, rows, fresh), done)).result()
-        return True
+        try:
+            self._embed(index, waiting)
+        except EmbeddingError:
+            if not index.embedder.answers():
+                raise
+            for entry in waiting:
+                try:
+                    self._embed(index, (entry,))
+                except EmbeddingError as error:
+                    logger.warning("a value cannot be embedded and is quarantined: %s", error)
+                    self._writer.submit((OutboxFailed((entry[0],), repr(error)[:500], None),)).result()
+        return bool(waiting)
+
+    def _embed(self, index: VectorIndex, waiting: Sequence[tuple[int, Record | None, IndexPaths]]) -> None:
+        if waiting:
+            drafts = [draft_of(record, paths) for _, record, paths in waiting if record is not None]
+            rows, fresh, _ = index.embed(drafts, self._storage)
+            done = OutboxDone(tuple((id_, "embed") for id_, _, _ in waiting))
+            self._writer.submit((*self._bind(index, rows, fresh), done)).result()
 
     @staticmethod
     def _bind(index: VectorIndex, rows: Sequence[VectorRow], fresh: Sequence[EmbeddingRow]) -> Commit:
@@ -277,71 +327,128 @@ class Outbox:
         deferred = frozenset((index.name,)) if index.hook is not None else frozenset()
         return (PutEmbeddings(tuple(fresh)), PutVectors(tuple(rows), deferred))
 
-    def _replay_index(self, index: VectorIndex, force: bool) -> bool:
-        with self._storage.snapshot() as reader:
-            due = reader.outbox(index.name, due=time.time() + (86_400 if force else 0), limit=_BATCH)
-            rows = [row for row in due if row.op != "embed"]
-            # An entry that failed before goes alone, so that it cannot hold back its neighbours.
-            rows = rows[:1] if rows and rows[0].attempts else [row for row in rows if not row.attempts]
-            last = {row.vector_id: row for row in rows}
-            current = reader.upsert_rows(index.name, index.model, list(last))
-        if not rows:
-            return False
+    def _replay(self, index: VectorIndex, tried: set[int] | None = None) -> bool:
+        """Apply one batch; False when there is nothing left to do now.
+
+        With `tried`, entries that wait for a retry are due as well, once: it collects those that failed again.
+        """
+        with self._turn:
+            if not index.follows:
+                return False
+            seen = tried or set()
+            with self._storage.snapshot() as reader:
+                prepared = {id_ for row in reader.prepared() if row.index_name == index.name for id_ in row.vector_ids}
+                due = time.time() + (0.0 if tried is None else _HORIZON)
+                rows = reader.outbox(index.name, due=due, limit=_BATCH + len(seen))
+                rows = [row for row in rows if row.id not in seen and row.vector_id not in prepared]
+                current = reader.upsert_rows(index.name, index.model, [row.vector_id for row in rows])
+            if not rows:
+                return False
+            failed = self._apply(index, rows, current)
+            if tried is not None:
+                tried.update(row.id for row in failed)
+            return len(failed) < len(rows) or index.name not in self._rests
+
+    def _apply(
+        self, index: VectorIndex, rows: Sequence[OutboxRow], current: dict[str, ScoredRow]
+    ) -> Sequence[OutboxRow]:
+        """Apply entries, one by one where they fail together; returns those that failed."""
+        last = {row.vector_id: row for row in rows}
         upserts = [index.record_of(current[id_]) for id_, row in last.items() if row.op == "upsert" and id_ in current]
         deletes = [id_ for id_, row in last.items() if row.op == "delete" and id_ not in current]
         try:
             index.apply(upserts, deletes)
         except Exception as error:
-            self._note_failure(index, rows, error)
-            return False
-        self._writer.submit((OutboxDone(tuple(row.id for row in rows)),)).result()
-        return True
+            if not index.answers():
+                self._rest(index.name, error)
+                return rows
+            self._rests.pop(index.name, None)
+            if len(rows) > 1:
+                return self._apply_singly(index, rows, current)
+            self._note_failure(index, rows[0], error)
+            return rows
+        self._rests.pop(index.name, None)
+        self._writer.submit((OutboxDone(tuple((row.id, row.op) for row in rows)),)).result()
+        return ()
 
-    def _note_failure(self, index: VectorIndex, rows: Sequence[OutboxRow], error: Exception) -> None:
-        attempts = max(row.attempts for row in rows) + 1
-        poison = len(rows) == 1 and attempts >= POISON_AFTER and index.answers()
-        retry_at = None if poison else time.time() + min(30.0, 0.05 * 2**attempts)
-        what = "is quarantined and served from SQL" if poison else "will be retried"
-        logger.warning("index %s: %r; %d entries, %s", index.name, error, len(rows), what)
-        ids = tuple(row.id for row in rows)
-        self._writer.submit((OutboxFailed(ids, repr(error)[:500], retry_at),)).result()
+    def _apply_singly(
+        self, index: VectorIndex, rows: Sequence[OutboxRow], current: dict[str, ScoredRow]
+    ) -> Sequence[OutboxRow]:
+        failed: list[OutboxRow] = []
+        for position, row in enumerate(rows):
+            failed += self._apply(index, (row,), current)
+            if index.name in self._rests:
+                return [*failed, *rows[position + 1 :]]
+        return failed
+
+    def _rest(self, name: str, error: Exception) -> None:
+        """Leave an index or a model that is away alone for a while."""
+        failures = self._rests.get(name, (0, 0.0))[0] + 1
+        if failures == 1:
+            logger.warning("%s does not answer (%r); its work is kept and tried again", name, error)
+        self._rests[name] = (failures, time.monotonic() + min(30.0, 0.05 * 2**failures))
+
+    def _is_rested(self, name: str) -> bool:
+        return time.monotonic() >= self._rests.get(name, (0, 0.0))[1]
+
+    def _note_failure(self, index: VectorIndex, row: OutboxRow, error: Exception) -> None:
+        """Put an entry off that fails although the database is up."""
+        attempts = row.attempts + 1
+        retry_at = None if attempts >= POISON_AFTER else time.time() + min(30.0, 0.05 * 2**attempts)
+        what = "is quarantined and served from SQL" if retry_at is None else "will be retried"
+        logger.warning("index %s: %r; the %s of vector %s %s", index.name, error, row.op, row.vector_id, what)
+        self._writer.submit((OutboxFailed((row.id,), repr(error)[:500], retry_at),)).result()
 
     def waiting(self) -> int:
-        """Entries of indexes this process follows that are neither applied nor quarantined."""
+        """Entries that are neither applied nor quarantined, of indexes that no other process follows."""
         with self._storage.snapshot() as reader:
-            horizon = time.time() + 86_400
             return sum(
-                len(reader.outbox(index.name, due=horizon, limit=1_000_000))
+                len(reader.outbox(index.name, due=time.time() + _HORIZON, limit=1_000_000))
                 for index in self.indexes
-                if index.follows
+                if index.hook is not None and index.state is not IndexState.BUSY
             )
 
     def flush(self) -> None:
         """Apply everything that waits.
 
         Raises:
-            VectorSyncError: an index refused; its work stays in the outbox and search stays right.
+            EmbeddingError: the model failed on what processes without an index had left to embed.
+            VectorSyncError: an index refused or is away; its work stays in the outbox and search stays right.
         """
-        while self.replay(force=True):
-            continue
+        self._reopen(None)
+        for index in self.indexes:
+            self.catch_up(index)
+        self._apply_all()
+
+    def _apply_all(self) -> None:
+        for index in self.indexes:
+            tried: set[int] = set()
+            while self._replay(index, tried):
+                continue
         if left := self.waiting():
             raise VectorSyncError(f"{left} index entries could not be applied; they stay queued and are retried")
 
     def mend(
-        self, index: VectorIndex, missing: Sequence[str], orphaned: Sequence[str], unembedded: Sequence[Draft]
+        self,
+        index: VectorIndex,
+        missing: Sequence[str],
+        orphaned: Sequence[str],
+        unembedded: Sequence[Draft],
+        *,
+        reopen: bool,
     ) -> None:
         """Queue what makes an index equal to SQL: entries that failed for good are tried again."""
-        if index.hook is None or not index.follows:
-            self._open(index)
+        if reopen:
+            with self._turn:
+                self._open(index)
         rows, fresh, _ = index.embed(unembedded, self._storage)
         with self._storage.snapshot() as reader:
-            held_back = [row for row in reader.outbox(index.name, due=None, limit=1_000_000)]
-        retry = OutboxFailed(tuple(row.id for row in held_back), "repair", 0.0)
+            failed = [row for row in reader.outbox(index.name, due=None, limit=1_000_000_000) if row.attempts]
         self._writer.submit(
             (
                 *self._bind(index, rows, fresh),
-                QueueIndex(index.name, tuple(missing), tuple(orphaned), replace=False),
-                retry,
+                QueueIndex(index.name, tuple(missing), tuple(orphaned)),
+                OutboxFailed(tuple(row.id for row in failed), "repair", 0.0),
             )
         ).result()
         self._wake.set()
@@ -353,13 +460,14 @@ class Outbox:
         if self._follower is not None and threading.current_thread() is not self._follower:
             self._follower.join()
         try:
-            if any(index.follows for index in self.indexes):
-                self.flush()
+            self._apply_all()
         except MemStateError as error:
             logger.warning("closing with index work left, which the next open applies: %s", error)
-        _alive.discard(self._owner)
         for index in self.indexes:
-            index.close()
+            try:
+                index.close()
+            except Exception as error:  # nothing of ours is lost with it, and the database has to be closed yet
+                logger.warning("closing index %s failed: %r", index.name, error)
 
 
 def _records(
@@ -382,14 +490,11 @@ def draft_of(record: Record, paths: IndexPaths) -> Draft:
 
 
 def _is_abandoned(row: PreparedRow) -> bool:
-    if row.expires_at < time.time():
-        return True
-    host, _, process = row.owner.partition("/")
-    pid = process.partition("/")[0]
+    host, _, pid = row.owner.partition("/")
     if host != socket.gethostname() or not pid.isdecimal():
-        return False  # another machine: only its lease can tell
-    if int(pid) == os.getpid():  # or of one that had our number before, as containers often do
-        return row.owner not in _alive
+        return row.expires_at < time.time()  # another machine: only its lease can tell
+    if int(pid) == os.getpid():  # ours, or of one that had our number before, as containers often do
+        return row.id not in _under_way
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

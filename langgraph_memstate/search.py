@@ -1,14 +1,15 @@
 """Semantic search that tells the truth: SQL decides what is visible, the index only proposes.
 
-Read SQL, then the index, then SQL again: work that is applied between the reads is seen on one side or the other.
-Scores are cosine similarity computed from the embeddings in SQL, whatever the index says.
+Read SQL, then the index, then SQL again: what was pending at the first read, or is at the second, or was committed in
+between, is considered whether or not the index had it. Scores are cosine similarity computed from the embeddings in
+SQL, whatever the index says.
 """
 
 from __future__ import annotations
 
 import heapq
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
 
 from langgraph_memstate.facts import Namespace, Record, decode_value
 from langgraph_memstate.filters import Predicate
@@ -16,10 +17,9 @@ from langgraph_memstate.hooks.base import Vector
 from langgraph_memstate.index import VectorIndex, to_vector
 from langgraph_memstate.storage.base import ScoredRow, Storage
 
-logger = logging.getLogger("langgraph_memstate")
-
 EXACT_BELOW = 2_000  # candidates that are scanned faster than an index answers, and with recall 1
 _FLOOR = 200  # the least to ask an index for: deletes it has not heard of yet crowd out results
+_CEILING = 5_000  # the most: beyond, a scan is no slower
 _MANY_PENDING = 1_000  # an index this far behind is not asked
 
 Scored = tuple[float, Record]
@@ -36,27 +36,26 @@ def semantic(
     now: float,
 ) -> list[Scored]:
     """The `count` current items under `prefix` that match, nearest first; ties by the later version."""
+    if count < 1:
+        return []
+    k = count
     with storage.snapshot() as reader:
-        small = reader.vector_count(index.name, prefix, EXACT_BELOW + 1) <= EXACT_BELOW
-        pending = len(reader.pending_upserts(index.name)) if not small and index.follows else 0
-        ceiling = reader.pending_deletes(index.name) + count
-    if small or not index.follows or pending > _MANY_PENDING:
-        return exact(storage, index, query, prefix=prefix, matches=matches, count=count, now=now)
-    k = max(ceiling, _FLOOR)
-    while True:
-        try:
-            ids = index.candidates(query, k, prefix)
-        except Exception as error:
-            logger.warning("index %s does not answer (%r); searching SQL exactly", index.name, error)
-            break
+        asked = index.follows and reader.vector_count(index.name, prefix, EXACT_BELOW + 1) > EXACT_BELOW
+        if asked:
+            before, pending = reader.last_seq(), set(reader.pending_upserts(index.name))
+            asked = len(pending) <= _MANY_PENDING
+            k = max(_FLOOR, count + reader.pending_deletes(index.name))
+    while asked and k <= _CEILING and (proposed := index.propose(query, k, prefix)) is not None:
         with storage.snapshot() as reader:
-            known = {*ids, *reader.pending_upserts(index.name)}
-            rows = reader.vectors_by_id(index.name, index.model, list(known), now)
-        found = best(query, (row for row in rows if _under(row.record.namespace, prefix)), matches, count)
-        if len(found) >= count:
+            pending.update(reader.pending_upserts(index.name), reader.vector_ids(index.name, after=before))
+            rows = reader.vectors_by_id(index.name, index.model, [*pending.union(proposed)], now)
+        rows = [row for row in rows if _under(row.record.namespace, prefix)]
+        found = best(query, rows, matches, count)
+        everything = len(proposed) < k
+        if len(found) == count and (everything or found[-1][0] > _horizon(query, rows, set(proposed))):
             return found
-        if len(ids) < k:
-            break  # the index has no more, so what is missing can only be in SQL
+        if everything:
+            break  # what is missing can only be in SQL
         k *= 2
     return exact(storage, index, query, prefix=prefix, matches=matches, count=count, now=now)
 
@@ -83,14 +82,28 @@ def best(
     scored: dict[str, Scored] = {}
     for row in rows:
         if row.vector:
-            score = float(query @ to_vector(row.vector))
+            score = _score(query, row)
             known = scored.get(row.record.version)
             if known is None or score > known[0]:
                 scored[row.record.version] = (score, row.record)
-    candidates: Iterable[Scored] = scored.values()
-    if matches is not None:
-        candidates = (entry for entry in candidates if matches(decode_value(entry[1].value)))
-    return heapq.nlargest(count, candidates, key=lambda entry: (entry[0], entry[1].seq))
+    if matches is None:
+        return heapq.nlargest(count, scored.values(), key=_rank)
+    ordered = sorted(scored.values(), key=_rank, reverse=True)
+    matching = (entry for entry in ordered if matches(decode_value(entry[1].value)))
+    return list(islice(matching, count))
+
+
+def _rank(entry: Scored) -> tuple[float, int]:
+    return entry[0], entry[1].seq
+
+
+def _score(query: Vector, row: ScoredRow) -> float:
+    return float(query @ to_vector(row.vector))
+
+
+def _horizon(query: Vector, rows: Iterable[ScoredRow], proposed: Collection[str]) -> float:
+    """How near the farthest proposal is that SQL knows: nothing the index left out is nearer."""
+    return min((_score(query, row) for row in rows if row.vector_id in proposed), default=float("inf"))
 
 
 def _under(namespace: Namespace, prefix: Sequence[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from langgraph_memstate.embedding import text_hash
 from langgraph_memstate.facts import Draft
@@ -17,7 +17,12 @@ _HORIZON = 86_400.0  # seconds; entries wait less than a day for their next try
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
-    """One index beside SQL. `missing` and `orphaned` are vector ids; `unembedded` counts values never embedded."""
+    """One index beside SQL.
+
+    `missing` and `orphaned` are vector ids. `pending` and `quarantined` count entries of its outbox: work that is still
+    to be applied, and work that failed for good. `unembedded` counts current values that should have a vector and have
+    none. An index that is not `reachable` (`error` says why, or another process owns it) is not compared.
+    """
 
     index: str
     reachable: bool
@@ -26,6 +31,7 @@ class IndexReport:
     pending: int = 0
     quarantined: int = 0
     unembedded: int = 0
+    error: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -43,29 +49,44 @@ class VerifyReport:
 
 def verify_index(storage: Storage, index: VectorIndex) -> IndexReport:
     """Compare one index with SQL, both ways. Changes nothing."""
+    report = _compare(storage, index)
+    if not (report.missing or report.orphaned):
+        return report
+    # The index was read before SQL. What a commit changed in between is as it should be at a second look.
+    again = _compare(storage, index)
+    return replace(
+        again,
+        missing=tuple(id_ for id_ in again.missing if id_ in report.missing),
+        orphaned=tuple(id_ for id_ in again.orphaned if id_ in report.orphaned),
+    )
+
+
+def _compare(storage: Storage, index: VectorIndex) -> IndexReport:
     held: set[str] | None = None
-    if index.hook is not None:
-        if not index.follows:
-            return IndexReport(index.name, reachable=False, pending=_pending(storage, index))
+    error: str | None = None
+    if index.follows:
         try:
             held = index.held_ids()
-        except Exception as error:
-            return IndexReport(f"{index.name}: {error!r}", reachable=False, pending=_pending(storage, index))
+        except Exception as failure:
+            error = repr(failure)
     with storage.snapshot() as reader:
         wanted = set(reader.vector_ids(index.name))
         entries = reader.outbox(index.name, due=None, limit=_ALL)
         due = reader.outbox(index.name, due=time.time() + _HORIZON, limit=_ALL)
+        to_embed = [record for _, record, _ in reader.to_embed(index.name, _ALL) if record is not None]
         in_flight = {id_ for row in reader.prepared() for id_ in row.vector_ids}
-        waiting = {row.vector_id for row in due}
-        unembedded = [draft for draft in unembedded_drafts(reader, index) if draft.version not in waiting]
+        embedding = {record.version for record in to_embed}
+        unembedded = [draft for draft in unembedded_drafts(reader, index) if draft.version not in embedding]
+    waiting = {row.vector_id for row in due}
     return IndexReport(
         index.name,
-        reachable=True,
+        reachable=index.hook is None or held is not None,
         missing=() if held is None else tuple(sorted(wanted - held - waiting)),
         orphaned=() if held is None else tuple(sorted(held - wanted - waiting - in_flight)),
-        pending=len(due),
+        pending=len(due) + len(to_embed),
         quarantined=len(entries) - len(due),
         unembedded=len(unembedded),
+        error=error,
     )
 
 
@@ -75,7 +96,7 @@ def repair_index(storage: Storage, outbox: Outbox, index: VectorIndex) -> None:
     report = verify_index(storage, index)
     with storage.snapshot() as reader:
         unembedded = unembedded_drafts(reader, index)
-    outbox.mend(index, report.missing, report.orphaned, unembedded)
+    outbox.mend(index, report.missing, report.orphaned, unembedded, reopen=not report.reachable)
 
 
 def unembedded_drafts(reader: Reader, index: VectorIndex) -> list[Draft]:
@@ -89,8 +110,3 @@ def _has_direction(reader: Reader, index: VectorIndex, draft: Draft) -> bool:
     hashes = [text_hash(text) for text in index.texts(draft)]
     known = reader.embeddings(index.model, hashes)
     return any(known.get(hash_) != b"" for hash_ in hashes)
-
-
-def _pending(storage: Storage, index: VectorIndex) -> int:
-    with storage.snapshot() as reader:
-        return len(reader.outbox(index.name, due=time.time() + _HORIZON, limit=_ALL))

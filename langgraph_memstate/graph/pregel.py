@@ -185,11 +185,11 @@ def _run_id(config: RunnableConfig | None) -> str | None:
 
 def tokens(writes: Iterable[tuple[str, Any]]) -> list[str]:
     """The markers among a task's writes, in order."""
-    return [
-        value
-        for channel, value in writes
-        if channel == NO_WRITES and isinstance(value, str) and value.startswith(_TOKEN_PREFIX)
-    ]
+    return [value for channel, value in writes if _is_token(channel, value)]
+
+
+def _is_token(channel: str, value: object) -> bool:
+    return channel == NO_WRITES and isinstance(value, str) and value.startswith(_TOKEN_PREFIX)
 
 
 def without_tokens(writes: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
@@ -208,13 +208,21 @@ _CONTROL = frozenset((ERROR, INTERRUPT, "__resume__", "__error_source_node__"))
 
 
 def failed(writes: Iterable[tuple[str, Any]]) -> bool:
-    """Whether a write set is of a task that failed or was cancelled."""
-    return any(channel == ERROR for channel, _ in writes)
+    """Whether a write set is of a task that failed or was cancelled, and that LangGraph will run again.
+
+    One that left an output before it failed counts as finished: LangGraph applies that output when the step goes on.
+    """
+    return _runs_again(writes, (ERROR,))
 
 
 def unfinished(writes: Iterable[tuple[str, Any]]) -> bool:
-    """Whether saved writes are of a task that failed, was cancelled, or waits at an interrupt."""
-    return any(channel in (ERROR, INTERRUPT) for channel, _ in writes)
+    """Whether saved writes are of a task that LangGraph will run again: it failed, was cancelled, or waits."""
+    return _runs_again(writes, (ERROR, INTERRUPT))
+
+
+def _runs_again(writes: Iterable[tuple[str, Any]], endings: tuple[str, ...]) -> bool:
+    channels = {channel for channel, value in writes if not _is_token(channel, value)}
+    return not channels.isdisjoint(endings) and channels <= _CONTROL
 
 
 def returned(writes: Iterable[tuple[str, Any]]) -> bool:

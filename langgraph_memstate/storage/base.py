@@ -102,6 +102,7 @@ class ScoredRow(NamedTuple):
     vector_id: str
     ord: int
     vector: bytes
+    paths: IndexPaths = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,10 @@ class PutEmbeddings:
 
 @dataclass(frozen=True, slots=True)
 class PutVectors:
-    """Bind vectors to versions; for an index in `deferred`, leave the upserts in its outbox."""
+    """Bind vectors to versions; for an index in `deferred`, leave the upserts in its outbox.
+
+    A removal that waits for one of these vectors, from an earlier try of the commit, becomes an upsert.
+    """
 
     rows: tuple[VectorRow, ...]
     deferred: frozenset[str]
@@ -205,15 +209,19 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Remove a prepare record, which must exist; `take_back` leaves the deletion of its vectors in the outbox."""
+    """Remove a prepare record, which must exist. Vectors of it that belong to no current version have to go."""
 
     id: str
-    take_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxDone:
-    ids: tuple[int, ...]
+    """Strike out applied entries: (id, the operation that was applied).
+
+    One whose operation changed since stays, and so does one whose vector a commit under way has prepared.
+    """
+
+    entries: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +235,18 @@ class OutboxFailed:
 
 @dataclass(frozen=True, slots=True)
 class QueueIndex:
-    """Replace an index's outbox: everything current is queued for upsert, `deletes` for removal."""
+    """Leave upserts and removals of these vectors in an index's outbox."""
 
     index: str
     upserts: tuple[str, ...]
     deletes: tuple[str, ...]
-    replace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildIndex:
+    """The index is empty: queue everything current. Commits that had prepared vectors in it have to start again."""
+
+    index: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +294,8 @@ class DeleteCheckpoints:
 
 Op = (
     PutCheckpoint | PutWrites | Stage | Unstage | Drain | Append | PutEmbeddings | PutVectors | Prepare | Settle
-    | OutboxDone | OutboxFailed | QueueIndex | PutIndexMeta | Touch | DeleteThread | DeleteRuns | CopyThread
-    | DeleteCheckpoints
+    | OutboxDone | OutboxFailed | QueueIndex | RebuildIndex | PutIndexMeta | Touch | DeleteThread | DeleteRuns
+    | CopyThread | DeleteCheckpoints
 )  # fmt: skip
 
 Commit = tuple[Op, ...]
@@ -363,11 +377,11 @@ class Reader(ABC):
     def vectors_by_id(
         self, index: str, model: str, ids: Sequence[str], now: float
     ) -> list[ScoredRow]:
-        """Those of the ids that belong to a current, unexpired version."""
+        """Every vector of the current, unexpired versions that the ids belong to."""
 
     @abstractmethod
-    def vector_ids(self, index: str) -> Iterator[str]:
-        """Ids of the vectors of every current version."""
+    def vector_ids(self, index: str, after: int = 0) -> Iterator[str]:
+        """Ids of the vectors of every current version with a sequence above `after`."""
 
     @abstractmethod
     def unindexed(self, index: str) -> list[tuple[Record, IndexPaths]]:
@@ -375,7 +389,7 @@ class Reader(ABC):
 
     @abstractmethod
     def outbox(self, index: str, *, due: float | None, limit: int) -> list[OutboxRow]:
-        """Oldest first; with `due`, only entries whose turn has come and that are not quarantined."""
+        """Upserts and deletes, oldest first; with `due`, those whose turn has come and that are not quarantined."""
 
     @abstractmethod
     def pending_upserts(self, index: str) -> list[str]:
@@ -386,7 +400,10 @@ class Reader(ABC):
 
     @abstractmethod
     def to_embed(self, index: str, limit: int) -> list[tuple[int, Record | None, IndexPaths]]:
-        """Versions committed by processes without this index: outbox id, item if current, paths it asked to embed."""
+        """Versions committed by processes without this index: outbox id, item if current, paths it asked to embed.
+
+        Without those that were quarantined.
+        """
 
     @abstractmethod
     def upsert_rows(self, index: str, model: str, ids: Sequence[str]) -> dict[str, ScoredRow]:

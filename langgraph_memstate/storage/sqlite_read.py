@@ -245,17 +245,18 @@ class SQLiteReader(Reader):
         return [
             _scored(row)
             for row in self._rows(
-                f"{_SCORED} WHERE vectors.vector_id IN (SELECT value FROM json_each(?)) AND {_LIVE}",
-                index, model, json.dumps(list(ids)), now,
+                f"{_SCORED} WHERE items.version IN (SELECT version FROM vectors WHERE index_name = ? "
+                f"AND vector_id IN (SELECT value FROM json_each(?))) AND {_LIVE}",
+                index, model, index, json.dumps(list(ids)), now,
             )
         ]  # fmt: skip
 
-    def vector_ids(self, index: str) -> Iterator[str]:
+    def vector_ids(self, index: str, after: int = 0) -> Iterator[str]:
         for (vector_id,) in self._rows(
             "SELECT vectors.vector_id FROM items JOIN vectors "
-            "ON vectors.version = items.version AND vectors.index_name = ?",
-            index,
-        ):
+            "ON vectors.version = items.version AND vectors.index_name = ? WHERE items.seq > ?",
+            index, after,
+        ):  # fmt: skip
             yield vector_id
 
     def unindexed(self, index: str) -> list[tuple[Record, IndexPaths]]:
@@ -271,7 +272,7 @@ class SQLiteReader(Reader):
             OutboxRow(*row)
             for row in self._rows(
                 "SELECT id, index_name, op, vector_id, version, attempts FROM outbox "
-                "WHERE index_name = ?1 AND (?2 IS NULL OR retry_at <= ?2) ORDER BY id LIMIT ?3",
+                "WHERE index_name = ?1 AND op <> 'embed' AND (?2 IS NULL OR retry_at <= ?2) ORDER BY id LIMIT ?3",
                 index, due, limit,
             )
         ]  # fmt: skip
@@ -290,15 +291,23 @@ class SQLiteReader(Reader):
         rows = self._rows(
             f"SELECT {_ITEM}, outbox.id, (SELECT index_paths FROM facts WHERE facts.version = outbox.version) "
             "FROM outbox LEFT JOIN items ON items.version = outbox.version "
-            "WHERE outbox.index_name = ? AND outbox.op = 'embed' ORDER BY outbox.id LIMIT ?",
+            "WHERE outbox.index_name = ? AND outbox.op = 'embed' AND retry_at IS NOT NULL ORDER BY outbox.id LIMIT ?",
             index,
             limit,
         )
         return [(row[10], None if row[2] is None else _record(row), _paths(row[11])) for row in rows]
 
     def upsert_rows(self, index: str, model: str, ids: Sequence[str]) -> dict[str, ScoredRow]:
-        rows = self.vectors_by_id(index, model, ids, now=0.0)
-        return {row.vector_id: row for row in rows}
+        wanted = set(ids)
+        return {
+            row.vector_id: row._replace(paths=self._index_paths(row.record.version))
+            for row in self.vectors_by_id(index, model, ids, now=0.0)
+            if row.vector_id in wanted
+        }
+
+    def _index_paths(self, version: str) -> IndexPaths:
+        row = self._one("SELECT index_paths FROM facts WHERE version = ?", version)
+        return None if row is None else _paths(row[0])
 
     def prepared(self) -> list[PreparedRow]:
         return [

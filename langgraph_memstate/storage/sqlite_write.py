@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from langgraph_memstate.errors import CommitRaced, CorruptRowError, TransientError
@@ -27,6 +27,7 @@ from langgraph_memstate.storage.base import (
     PutVectors,
     PutWrites,
     QueueIndex,
+    RebuildIndex,
     Settle,
     Stage,
     StepKey,
@@ -167,6 +168,7 @@ def _drain(conn: sqlite3.Connection, op: Drain) -> None:
 def _append(conn: sqlite3.Connection, op: Append) -> None:
     (last,) = conn.execute("SELECT coalesce(max(seq), 0) FROM facts").fetchone()
     seq = last
+    unknown = _indexes_besides(conn, op.indexes)
     for draft in op.drafts:
         if conn.execute("SELECT 1 FROM facts WHERE version = ?", (draft.version,)).fetchone():
             continue
@@ -194,7 +196,7 @@ def _append(conn: sqlite3.Connection, op: Append) -> None:
         if old:
             _retire_vectors(conn, old[0])
         if draft.op == "put" and draft.index is not False:
-            _leave_to_embed(conn, draft.version, op.indexes)
+            _leave_to_embed(conn, draft.version, unknown)
 
 
 def _log(
@@ -213,6 +215,7 @@ def _log(
 
 
 def _retire_vectors(conn: sqlite3.Connection, version: str) -> None:
+    conn.execute("DELETE FROM outbox WHERE version = ? AND op <> 'delete'", (version,))
     conn.execute(
         "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
         "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors WHERE version = ? AND index_name <> ?",
@@ -220,11 +223,14 @@ def _retire_vectors(conn: sqlite3.Connection, version: str) -> None:
     )
 
 
-def _leave_to_embed(conn: sqlite3.Connection, version: str, known: tuple[str, ...]) -> None:
-    conn.execute(
-        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
-        "SELECT name, 'embed', ?1, ?1, 0 FROM indexes WHERE name NOT IN (SELECT value FROM json_each(?2))",
-        (version, json.dumps(known)),
+def _indexes_besides(conn: sqlite3.Connection, known: tuple[str, ...]) -> list[str]:
+    return [name for (name,) in conn.execute("SELECT name FROM indexes ORDER BY name") if name not in known]
+
+
+def _leave_to_embed(conn: sqlite3.Connection, version: str, indexes: Sequence[str]) -> None:
+    conn.executemany(
+        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) VALUES (?1, 'embed', ?2, ?2, 0)",
+        [(index, version) for index in indexes],
     )
 
 
@@ -251,6 +257,15 @@ def _put_vectors(conn: sqlite3.Connection, op: PutVectors) -> None:
         "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) VALUES (?, 'upsert', ?, ?, 0)",
         [(row.index_name, row.vector_id, row.version) for row in op.rows if row.index_name in op.deferred],
     )
+    conn.executemany(
+        "UPDATE outbox SET op = 'upsert', version = ?, retry_at = 0 "
+        "WHERE vector_id = ? AND index_name = ? AND op = 'delete'",
+        [(row.version, row.vector_id, row.index_name) for row in op.rows],
+    )
+    conn.executemany(
+        "DELETE FROM outbox WHERE version = ? AND index_name = ? AND op = 'embed'",
+        [(row.version, row.index_name) for row in op.rows],
+    )
 
 
 def _prepare(conn: sqlite3.Connection, op: Prepare) -> None:
@@ -266,15 +281,20 @@ def _settle(conn: sqlite3.Connection, op: Settle) -> None:
     if row is None:
         raise TransientError("the commit took so long that another process took its vectors back; try again")
     conn.execute("DELETE FROM prepared WHERE id = ?", (op.id,))
-    if op.take_back:
-        conn.executemany(
-            "INSERT INTO outbox (index_name, op, vector_id, retry_at) VALUES (?, 'delete', ?, 0)",
-            [(row[0], vector_id) for vector_id in _list(row[1])],
-        )
+    conn.executemany(
+        "INSERT INTO outbox (index_name, op, vector_id, retry_at) SELECT ?1, 'delete', ?2, 0 WHERE NOT EXISTS ("
+        "SELECT 1 FROM vectors JOIN items USING (version) WHERE vector_id = ?2 AND index_name = ?1)",
+        [(row[0], vector_id) for vector_id in _list(row[1])],
+    )
 
 
 def _outbox_done(conn: sqlite3.Connection, op: OutboxDone) -> None:
-    conn.executemany("DELETE FROM outbox WHERE id = ?", [(id_,) for id_ in op.ids])
+    conn.executemany(
+        "DELETE FROM outbox WHERE id = ? AND op = ? AND (op = 'embed' OR NOT EXISTS ("
+        "SELECT 1 FROM prepared, json_each(vector_ids) "
+        "WHERE prepared.index_name = outbox.index_name AND json_each.value = outbox.vector_id))",
+        op.entries,
+    )
 
 
 def _outbox_failed(conn: sqlite3.Connection, op: OutboxFailed) -> None:
@@ -284,9 +304,18 @@ def _outbox_failed(conn: sqlite3.Connection, op: OutboxFailed) -> None:
     )
 
 
+def _rebuild_index(conn: sqlite3.Connection, op: RebuildIndex) -> None:
+    conn.execute("DELETE FROM prepared WHERE index_name = ?", (op.index,))
+    conn.execute("DELETE FROM outbox WHERE index_name = ? AND op <> 'embed'", (op.index,))
+    conn.execute(
+        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
+        "SELECT index_name, 'upsert', vector_id, version, 0 FROM items JOIN vectors USING (version) "
+        "WHERE index_name = ? ORDER BY items.seq",
+        (op.index,),
+    )
+
+
 def _queue_index(conn: sqlite3.Connection, op: QueueIndex) -> None:
-    if op.replace:
-        conn.execute("DELETE FROM outbox WHERE index_name = ? AND op != 'embed'", (op.index,))
     conn.executemany(
         "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
         "SELECT index_name, 'upsert', vector_id, version, 0 FROM vectors WHERE index_name = ? AND vector_id = ?",
@@ -336,6 +365,7 @@ _RUN: dict[type, Run] = {
     OutboxDone: _outbox_done,
     OutboxFailed: _outbox_failed,
     QueueIndex: _queue_index,
+    RebuildIndex: _rebuild_index,
     PutIndexMeta: _put_index_meta,
     DeleteThread: _delete_thread,
     DeleteRuns: _delete_runs,

@@ -59,8 +59,8 @@ _NEVER = {
         "SELECT version FROM staged WHERE version IN (SELECT version FROM facts)"
     ),
     "staged work of a task that did not finish": (
-        "SELECT DISTINCT s.task_id FROM staged AS s JOIN writes AS w USING (thread_id, checkpoint_ns, checkpoint_id, "
-        "task_id) WHERE w.channel IN ('__error__', '__interrupt__')"
+        "SELECT s.task_id FROM staged AS s JOIN writes AS w USING (thread_id, checkpoint_ns, checkpoint_id, "
+        "task_id) GROUP BY s.task_id HAVING max(w.idx) < 0"
     ),
     "staged work without the writes of its task": (
         "SELECT DISTINCT task_id FROM staged AS s WHERE NOT EXISTS (SELECT 1 FROM writes AS w WHERE "

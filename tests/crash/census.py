@@ -10,9 +10,11 @@ import asyncio
 import operator
 import os
 import shutil
+import sqlite3
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -34,6 +36,7 @@ from langgraph_memstate import search as searching
 DURABILITIES = ("sync", "async", "exit")
 NAMESPACE = ("memories",)
 THREAD = {"configurable": {"thread_id": "t"}}
+PAUSE = 0.02  # seconds
 
 
 class Boom(Exception):
@@ -149,9 +152,12 @@ Forget = Callable[[State], str]
 
 
 def node(
-    env: Env, name: str, *slots: str, forget: Forget | None = None, then: Callable[[], None] = lambda: None
+    env: Env, name: str, *slots: str, forget: Forget | None = None, fails: bool = False
 ) -> Callable[..., Any]:
-    """A node that writes a memory per slot, may delete one, and returns what it did. Its runs are noted in a file."""
+    """A node that writes a memory per slot, may delete one, and returns what it did. Its runs are noted in a file.
+
+    One that `fails` lets the others of its step finish first.
+    """
 
     def plan(state: State) -> tuple[list[str], list[str]]:
         with (env.path / "runs").open("a") as file:
@@ -167,7 +173,9 @@ def node(
             store.put(NAMESPACE, key, value(key))
         for key in delete:
             store.delete(NAMESPACE, key)
-        then()
+        if fails:
+            time.sleep(PAUSE)
+            raise Boom
         return {"log": [{"put": put, "delete": delete}]}
 
     async def arun(state: State, *, store: BaseStore) -> dict[str, Any]:
@@ -176,8 +184,9 @@ def node(
             await store.aput(NAMESPACE, key, value(key))
         for key in delete:
             await store.adelete(NAMESPACE, key)
-        await asyncio.sleep(0)
-        then()
+        if fails:
+            await asyncio.sleep(PAUSE)
+            raise Boom
         return {"log": [{"put": put, "delete": delete}]}
 
     return run if env.cell.sync else arun
@@ -196,15 +205,10 @@ def three_nodes(env: Env) -> Any:
 
 def fan_out(env: Env) -> Any:
     """Two that finish beside one that writes and fails in the first phase; a last node follows all."""
-
-    def fail() -> None:
-        if env.phase == 0:
-            raise Boom
-
     graph = StateGraph(State)
     graph.add_node("good", node(env, "good", "g1", "g2"))
     graph.add_node("fine", node(env, "fine", "f"))
-    graph.add_node("bad", node(env, "bad", "x", then=fail))
+    graph.add_node("bad", node(env, "bad", "x", fails=env.phase == 0))
     graph.add_node("last", node(env, "last", "l"))
     for name in ("good", "fine", "bad"):
         graph.add_edge(START, name)
@@ -334,7 +338,7 @@ class frozen_outbox:
 def take_census(cell: Cell, root: str, phase: int = 0, first: int = 1, stride: int = 1) -> Count:
     """Kill the process at every `stride`-th point of a phase, until one run is not killed any more.
 
-    Phase 1 is the resume of a graph whose first phase was left with finished tasks beside a failed one.
+    Phase 1 resumes a graph whose first phase left finished tasks beside a failed one.
     """
     total = Count()
     at = first
@@ -343,14 +347,14 @@ def take_census(cell: Cell, root: str, phase: int = 0, first: int = 1, stride: i
         path.mkdir(parents=True)
         if phase == 1:
             in_child(play, cell, path, 0, 0)
+        saved = _saved(path / "memory.db") if phase == 1 and cell.side != "upstream" else []
         outcome = in_child(play, cell, path, phase, at)
         death = Count()
         if outcome is KILLED:
             total.deaths += 1
             death.add(in_child(inspect, cell, path))
         death.add(in_child(finish, cell, path))
-        if phase == 1 and cell.side != "upstream":
-            death.violations += _run_again(path)
+        death.violations += _run_again(path, saved)
         if not death.clean:
             total.bad_deaths += 1
             death.violations = [f"{cell}, phase {phase}, killed at {at}: {what}" for what in death.violations]
@@ -361,10 +365,17 @@ def take_census(cell: Cell, root: str, phase: int = 0, first: int = 1, stride: i
         at += stride
 
 
-def _run_again(path: Path) -> list[str]:
-    """Finished tasks that ran once more although their writes were saved before the resume."""
-    runs = Counter(line.split()[1] for line in (path / "runs").read_text().splitlines())
-    return [f"{name} ran {runs[name]} times" for name in ("good", "fine") if runs[name] != 1]
+def _saved(database: Path) -> list[str]:
+    """Names of the tasks whose output is saved with a step that has not landed."""
+    with closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("SELECT DISTINCT task_path FROM staged JOIN writes USING (task_path) WHERE idx >= 0")
+        return [path.rpartition(", ")[2] for (path,) in rows]
+
+
+def _run_again(path: Path, saved: Sequence[str]) -> list[str]:
+    """Finished tasks that ran once more although their output was saved before the resume."""
+    runs = Counter((path / "runs").read_text().splitlines())
+    return [f"{name} ran again" for name in saved if runs[f"1 {name}"]]
 
 
 if __name__ == "__main__":

@@ -598,6 +598,12 @@ class Vague(tzinfo):
         return None
 
 
+def test_a_zone_is_found_in_the_tzdata_package(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("tzdata")
+    monkeypatch.setattr("zoneinfo.TZPATH", (str(tmp_path),))
+    assert again([PARIS])[0] is PARIS
+
+
 def test_classes_that_fields_do_not_declare_are_kept() -> None:
     back = again(Outer(inner=Wider(more="x"), anything=Inner(n=1)))
     assert type(back.inner) is Wider
@@ -839,7 +845,7 @@ PAYLOADS: list[tuple[int, list[Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("module", "name"), FORBIDDEN, ids=".".join)
+@pytest.mark.parametrize(("module", "name"), FORBIDDEN, ids=map(".".join, FORBIDDEN))
 @pytest.mark.parametrize("allowed", [True, "listed"])
 def test_a_row_that_names_no_data_type_is_refused_and_nothing_runs(
     module: str, name: str, allowed: Any, target: types.ModuleType, tmp_path: pathlib.Path, monkeypatch: Any
@@ -858,6 +864,65 @@ def test_a_row_that_names_no_data_type_is_refused_and_nothing_runs(
     assert ran == []
     assert set(sys.modules) == before
     assert list(tmp_path.iterdir()) == []
+
+
+class LoudText(str):
+    def __new__(cls, *args: Any) -> LoudText:
+        ran.append("new")
+        return super().__new__(cls, *args)
+
+    def __init__(self, *args: Any) -> None:
+        ran.append("init")
+
+
+class LoudTable(dict):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        ran.append("init")
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        ran.append("setitem")
+
+    update = __setitem__
+
+
+class LoudModel(pydantic.BaseModel):
+    a: int
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        ran.append("init")
+
+    def model_post_init(self, context: Any) -> None:
+        ran.append("post_init")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def check(cls, value: Any) -> Any:
+        ran.append("validator")
+        return value
+
+
+@dataclasses.dataclass
+class LoudClass:
+    a: int
+
+    def __post_init__(self) -> None:
+        ran.append("post_init")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        ran.append("setattr")
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("make", [lambda: LoudText("x"), LoudTable, lambda: LoudModel(a=1), lambda: LoudClass(1)])
+def test_reading_runs_no_code_of_a_type_that_has_not_changed(make: Any) -> None:
+    value = make()
+    stored = serde.dumps_typed(value)
+    ran.clear()
+    back = serde.loads_typed(stored)
+    assert ran == []
+    assert type(back) is type(value)
+    assert back == value
 
 
 METHODS = [
@@ -886,6 +951,9 @@ ODD_ARGUMENTS = [
     (1, "re", "compile", [["a"], 0]),
     (1, "zoneinfo", "ZoneInfo", ["UTC", "x"]),
     (0, "zoneinfo", "ZoneInfo", "../../etc/passwd"),
+    (0, "zoneinfo", "ZoneInfo", "Atlantis/Capital"),  # would import tzdata.zoneinfo.Atlantis
+    (0, "zoneinfo", "ZoneInfo", "Europe/Atlantis"),
+    (0, "zoneinfo", "ZoneInfo", "UTC\x00"),
     (1, "collections", "defaultdict", ["print", {}]),
     (2, "datetime", "datetime", {"year": 1, "month": 1, "day": 1, "hook": 1}),
     (1, "datetime", "timedelta", [10**18, 0, 0]),
@@ -1051,7 +1119,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("source", KINDS.values(), ids=KINDS)
-def test_langgraph_6970_a_type_that_is_not_loaded_is_an_error_that_names_it(source: str, vanishing: Any) -> None:
+def test_a_type_that_is_not_loaded_is_an_error_that_names_it(source: str, vanishing: Any) -> None:
     module = vanishing(HEADER + source)
     stored = serde.dumps_typed({"channel": [module.value]})
     assert type(serde.loads_typed(stored)["channel"][0]) is type(module.value)

@@ -144,6 +144,8 @@ CREATE TABLE outbox (
 ) STRICT;
 CREATE INDEX outbox_by_index ON outbox (index_name, id);
 CREATE INDEX outbox_to_embed ON outbox (index_name, id) WHERE op = 'embed';
+CREATE INDEX outbox_by_vector ON outbox (vector_id);
+CREATE INDEX outbox_by_version ON outbox (version);
 
 CREATE TABLE prepared (
     id         TEXT PRIMARY KEY,

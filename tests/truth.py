@@ -1,0 +1,140 @@
+"""What must hold of a memory with an index: search says what SQL holds, and the index holds what SQL says."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from langgraph_memstate import Fact, MemoryStore
+from langgraph_memstate.hooks.chroma import ChromaSyncHook
+from langgraph_memstate.testing.faults import FaultyHook
+
+DIMS = 64
+QUERIES = ("green tea in the morning", "trains to berlin", "a cat on the roof")
+TOPICS = ("green tea", "black coffee", "trains to berlin", "a cat", "the roof", "morning runs")
+
+
+def vector_of(text: str) -> list[float]:
+    """Words hashed into DIMS buckets: related texts are near, and nothing is downloaded."""
+    vector = [0.0] * DIMS
+    for word in text.lower().split():
+        vector[int.from_bytes(blake2b(word.encode(), digest_size=4).digest(), "big") % DIMS] += 1.0
+    return vector
+
+
+class Words:
+    """A model that notes what it embeds, and fails while `error` is set."""
+
+    model = "words"
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.error: Exception | None = None
+
+    def __call__(self, texts: Sequence[str]) -> list[list[float]]:
+        if self.error is not None:
+            raise self.error
+        self.texts += texts
+        return [vector_of(text) for text in texts]
+
+
+def cosine(left: str, right: str) -> float:
+    a, b = np.array(vector_of(left)), np.array(vector_of(right))
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def note(key: str, text: str, **rest: Any) -> Fact:
+    return Fact("note", {"text": text, **rest}, id=key)
+
+
+def notes(count: int, start: int = 0) -> dict[str, str]:
+    """Texts by key, related to the queries in different degrees."""
+    return {f"n{n}": f"{TOPICS[n % len(TOPICS)]} number {n} {TOPICS[n * 7 % 5]}" for n in range(start, start + count)}
+
+
+def commit(memory: MemoryStore, texts: Mapping[str, str]) -> None:
+    memory.commit([note(key, text) for key, text in texts.items()])
+
+
+def open_memory(database: Path, *, model: Words | None = None, **options: Any) -> MemoryStore:
+    """A memory on a file with an embedded Chroma of its own, whose hook is a `FaultyHook`."""
+    vectors = options.pop("vectors", None) or faulty_chroma(database)
+    index = {"dims": DIMS, "embed": model or Words(), "fields": ["text"]}
+    return MemoryStore.open(database, index=index, vectors=vectors, **options)
+
+
+def faulty_chroma(database: Path, collection_name: str = "memory", **options: Any) -> FaultyHook:
+    return FaultyHook(ChromaSyncHook(path=directory(database), collection_name=collection_name, **options))
+
+
+def directory(database: Path) -> Path:
+    return database.with_name(database.name + ".chroma")
+
+
+def hook_of(memory: MemoryStore, number: int = 0) -> FaultyHook:
+    hook = memory._outbox.indexes[number].hook
+    assert isinstance(hook, FaultyHook)
+    return hook
+
+
+# -- what must hold ---------------------------------------------------------------------------------
+
+
+def check_search(memory: MemoryStore, texts: Mapping[str, str], queries: Iterable[str] = QUERIES) -> None:
+    """Search finds exactly these notes, the nearest first, with their exact cosine."""
+    for query in queries:
+        scores = {key: cosine(query, text) for key, text in texts.items()}
+        best = sorted(scores.values(), reverse=True)
+        for limit in (3, len(texts) + 5):
+            found = memory.search(query, limit=limit)
+            assert [fact.score for fact in found] == pytest.approx(best[:limit], abs=1e-6)
+            assert {fact.id: fact.payload["text"] for fact in found}.items() <= texts.items()
+            assert [fact.score for fact in found] == pytest.approx([scores[fact.id] for fact in found], abs=1e-6)
+            assert len({fact.id for fact in found}) == len(found)
+
+
+def wanted_ids(database: Path, index: str = "chroma:memory") -> set[str]:
+    """Ids of the vectors of every current version, as SQL has them."""
+    query = "SELECT vector_id FROM vectors JOIN items USING (version) WHERE index_name = ?"
+    return {row[0] for row in rows(database, query, index)}
+
+
+def held_ids(memory: MemoryStore, number: int = 0) -> set[str]:
+    """Ids that the vector database holds, whatever faults its hook has."""
+    return set(hook_of(memory, number).inner.ids())
+
+
+def check_settled(memory: MemoryStore, database: Path) -> None:
+    """Nothing waits, and every index holds exactly what is current."""
+    for number, index in enumerate(memory._outbox.indexes):
+        assert held_ids(memory, number) == wanted_ids(database, index.name)
+    assert rows(database, "SELECT * FROM outbox") == []
+    assert rows(database, "SELECT * FROM prepared") == []
+    assert memory.verify().ok
+
+
+def dump(database: Path, *, without: Sequence[str] = ()) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table."""
+    names = [name for (name,) in rows(database, "SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return {name: sorted(rows(database, f"SELECT * FROM {name}"), key=repr) for name in names if name not in without}
+
+
+def rows(database: Path, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute(query, parameters).fetchall()
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Wait until something is the case that a background thread or another process brings about."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.02)
