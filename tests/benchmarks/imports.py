@@ -35,7 +35,10 @@ def run(session: Session) -> list[Row]:
             added.append(float(ours))
             loaded.update(heavy)
     session.tell("")
-    notes: dict[str, float | str] = {"promised, ms": PROMISED * 1000, "loads": ", ".join(sorted(loaded)) or "nothing heavy"}
+    notes: dict[str, float | str] = {
+        "promised, ms": PROMISED * 1000,
+        "loads": ", ".join(sorted(loaded)) or "nothing heavy",
+    }
     return [_row("langgraph", before, {}), _row("langgraph_memstate, on top", added, notes)]
 
 

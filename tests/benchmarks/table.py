@@ -20,10 +20,11 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     for cells in (header, *table):
         shown = [cells[place] if place or cells[0] != before else "" for place in used]
         before = cells[0]
-        yield "  " + "  ".join(
+        padded = (
             text.ljust(widths[place]) if place < 3 else text.rjust(widths[place])
             for place, text in zip(used, shown, strict=True)
-        ).rstrip()
+        )
+        yield "  ".join(("", *padded)).rstrip()
 
 
 def _cells(row: Row) -> list[str]:

