@@ -95,23 +95,28 @@ class Shelf(SyncHook):
 
     name = "shelf"
 
+    def __init__(self) -> None:
+        self.held: dict[str, VectorRecord] = {}
+
     def open(self, spec: IndexSpec) -> IndexState:
         return IndexState.OK
 
     def reset(self, spec: IndexSpec) -> None:
-        return
+        self.held.clear()
 
     def apply(self, upserts: Sequence[VectorRecord], deletes: Sequence[str]) -> None:
-        return
+        self.held.update((record.id, record) for record in upserts)
+        for id_ in deletes:
+            self.held.pop(id_, None)
 
     def query(self, vector: Vector, k: int, namespace: Sequence[str] = ()) -> list[str]:
-        return []
+        return list(self.held)[:k]
 
     def ids(self) -> Iterator[str]:
-        return iter(())
+        return iter(list(self.held))
 
     def count(self) -> int:
-        return 0
+        return len(self.held)
 
     def close(self) -> None:
         return
@@ -615,6 +620,40 @@ def test_every_size_of_disk_is_too_small_until_one_is_enough(filled: MemoryStore
     assert filled.get("note", "big") == filled.query("note", filter={"text": {"$gt": "x"}})[0]
     assert [entry.seq for entry in filled.history("note", "big")] == [3]
     assert writer.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("vector_sync", ["atomic", "deferred"])
+def test_a_full_disk_takes_no_vector(database: Path, vector_sync: Any) -> None:
+    def facts() -> list[str]:
+        tables = ('INSERT INTO "facts"', 'INSERT INTO "items"', 'INSERT INTO "vectors"')
+        return [line for line in dump(database) if line.startswith(tables)]
+
+    shelf = Shelf()
+    with MemoryStore.open(database, index=INDEX, vectors=shelf, vector_sync=vector_sync) as memory:
+        memory.commit(Fact("note", {"text": "hello"}, id="n1"))
+        memory.flush()
+        before, held = facts(), set(shelf.held)
+        writer = writer_of(memory)
+        (pages,) = writer.execute("PRAGMA page_count").fetchone()
+        refused = 0
+        for free in range(40):
+            writer.execute(f"PRAGMA max_page_count={pages + free}")
+            try:
+                memory.commit([big("x"), Fact("note", {"text": "beside"}, id="beside")])
+                break
+            except DiskFullError:
+                refused += 1
+                assert facts() == before
+                writer.execute("PRAGMA max_page_count=1000000")
+                memory.flush()
+                assert set(shelf.held) == held
+                assert memory.verify().ok
+        writer.execute("PRAGMA max_page_count=1000000")
+        memory.flush()
+        assert refused >= 6
+        assert set(shelf.held) == {fact.version for fact in memory.query("note")}
+        assert memory.stats()["prepared"] == 0
+        assert memory.verify().ok
 
 
 @pytest.mark.usefixtures("unchanged")

@@ -100,8 +100,21 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 str(configurable["thread_id"]), configurable.get("checkpoint_ns", ""), get_checkpoint_id(config)
             )
             staged = [] if stored is None else reader.staged(stored.step)
-        self._staging.begin(config, None if stored is None else stored.step, staged)
-        return None if stored is None else self._load(stored)
+            latest = None if stored is None or not staged else reader.checkpoint(*stored.step[:2], None)
+        if stored is None:
+            self._staging.begin(config, None, ())
+            return None
+        if latest is None:
+            self._staging.begin(config, stored.step, ())
+        else:
+            again = pregel.runs_again(
+                config,
+                _metadata(stored).get("source"),
+                is_latest=latest.step == stored.step,
+                waits=pregel.waits((write.task_id, write.channel) for write in stored.writes),
+            )
+            self._staging.begin(config, stored.step, staged, self._head(stored), runs_again=again)
+        return self._load(stored)
 
     def list(
         self,
@@ -115,6 +128,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
         `filter` compares metadata by type, with the operators of the store's filters.
         """
+        pregel.enter_graph()  # a subgraph that is replayed looks for its checkpoint here
         matches = compile_filter(filter)
         configurable = config["configurable"] if config else {}
         thread_id = configurable.get("thread_id")
@@ -211,13 +225,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         parent = None if (parent_id := get_checkpoint_id(config)) is None else _step(config, parent_id)
         put = self._encode(config, step, parent, checkpoint, metadata, new_versions)
         landing = Landing()
-        ends_step = metadata.get("source") == "loop"
+        ends_step = self._ends_step(parent, checkpoint, metadata)
         if not (ends_step and pregel.saves_at_exit(config)):  # else its run may have had new input in between
             self._staging.decide(config, parent, resumed=ends_step)
         if ends_step:
             landing = self._staging.landing(config, step, parent_id)
         for attempt in range(_RACES):
-            drafts, before = self._prepare(config, step, parent, checkpoint, metadata, landing, fresh=attempt == 0)
+            drafts, before = self._prepare(config, step, parent, checkpoint, landing, ends_step, fresh=attempt == 0)
             try:
                 self.memory.land(drafts, before, (put,))
             except CommitRaced:
@@ -238,8 +252,8 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         step: StepKey,
         parent: StepKey | None,
         checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
         landing: Landing,
+        ends_step: bool,
         *,
         fresh: bool,
     ) -> tuple[tuple[Draft, ...], Commit]:
@@ -248,15 +262,16 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         On the first try (`fresh`), only what this process staged is considered: a step that was never interrupted has
         nothing else, and the commit itself finds out if it had.
         """
-        if metadata.get("source") != "loop":
+        if not ends_step:
             return (), (() if parent is None else (Unstage(parent),))
         parts = list(landing.parts)
         before: list[Op] = []
         if parent is not None:
             expected = {part.draft.version for part in parts}
-            rows, stored = ([], None) if fresh else self._staged_on(parent)
-            if rows and pregel.saves_at_exit(config) and not self._was_resumed(stored, checkpoint):
-                before.append(Unstage(parent))  # the run had new input, which dropped the unfinished step
+            again = self._staging.runs_again(config, parent)
+            rows, stored = ([], None) if fresh or again else self._staged_on(parent)
+            if again or (rows and pregel.saves_at_exit(config) and not self._was_resumed(stored, checkpoint)):
+                before.append(Unstage(parent))  # the run dropped the unfinished step: it had new input, or forked
             else:
                 # A task that ran in this process is accounted for by what it staged here.
                 parts += [
@@ -274,6 +289,14 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         drafts = (replace(part.draft, origin=replace(part.draft.origin, **lands_as)) for part in parts)
         return tuple(drafts), tuple(before)
 
+    def _ends_step(self, parent: StepKey | None, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> bool:
+        if parent is None or metadata.get("source") != "update":
+            return metadata.get("source") == "loop"
+        rows, stored = self._staged_on(parent)
+        if not rows or stored is None:
+            return False
+        return pregel.ended_by_update(self._head(stored)["versions_seen"], checkpoint["versions_seen"])
+
     def _staged_on(self, parent: StepKey) -> tuple[Sequence[StagedDraft], StoredCheckpoint | None]:
         with self.memory.storage.snapshot() as reader:
             return reader.staged(parent), reader.checkpoint(*parent)
@@ -281,8 +304,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     def _was_resumed(self, parent: StoredCheckpoint | None, checkpoint: Checkpoint) -> bool:
         if parent is None:
             return False
-        versions = self._head(parent)["channel_versions"]
-        return pregel.resumed_from(checkpoint["versions_seen"], versions)
+        return pregel.resumed_from(self._head(parent), checkpoint["versions_seen"])
 
     def _encode(
         self,
@@ -339,7 +361,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     def get_next_version(self, current: str | int | float | None, channel: None) -> str:
         """Versions sort by time; a random part keeps branches of a fork apart."""
-        number = 0 if current is None else int(str(current).partition(".")[0])
+        number = 0 if current is None else pregel.version_number(current)
         return f"{number + 1:032}.{random.random():016}"
 
     # -- upkeep -------------------------------------------------------------------------------------
@@ -422,6 +444,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
+        pregel.enter_graph()
         found = self.list(config, filter=filter, before=before, limit=limit)
         while (one := await self.memory.run(next, found, None)) is not None:
             yield one

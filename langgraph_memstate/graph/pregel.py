@@ -26,6 +26,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph._internal._constants import (
     CONF,
+    CONFIG_KEY_CALL,
     CONFIG_KEY_CHECKPOINT_MAP,
     CONFIG_KEY_CHECKPOINT_NS,
     CONFIG_KEY_CHECKPOINTER,
@@ -42,6 +43,8 @@ from langgraph._internal._constants import (
     PUSH,
     RETURN,
 )
+from langgraph.checkpoint.base import get_checkpoint_id
+from langgraph.constants import START
 from langgraph.pregel._algo import task_path_str
 from langgraph.runtime import RunControl, Runtime
 
@@ -79,6 +82,8 @@ class RunningTask:
     writes: WriteSet = field(repr=False)
     send: Callable[[Sequence[tuple[str, Any]]], None] = field(repr=False)
     saver: Any = field(repr=False)
+    versions_seen: Mapping[str, Mapping[str, Any]] | None = field(default=None, repr=False)
+    """what the nodes of its graph have seen, itself included; None where that cannot be told"""
     inside: RunningTask | None = None
     """the task that invoked this task's graph"""
 
@@ -141,6 +146,7 @@ def running_task() -> RunningTask | None:
         writes=writes,
         send=send,
         saver=saver,
+        versions_seen=_versions_seen(own, configurable.get(CONFIG_KEY_CALL)),
         inside=_invoking_task(graph_ns, configurable) if graph_ns else None,
     )
 
@@ -166,7 +172,23 @@ def _invoking_task(graph_ns: str, configurable: Mapping[str, Any]) -> RunningTas
         if task.graph_ns != graph_ns and checkpoint_map.get(task.graph_ns) == task.checkpoint_id:
             return task
         task = task.inside
-    raise StagingError(f"the task that runs subgraph {graph_ns!r} is unknown: {_ADVICE}")
+    raise StagingError(
+        f"the task that runs subgraph {graph_ns!r} is unknown: compile the outermost graph with this memory's store "
+        "(store=memory.store), which is told when a subgraph is entered"
+    )
+
+
+def _versions_seen(own: Any, call: object) -> Mapping[str, Mapping[str, Any]] | None:
+    """From the checkpoint in memory: the function that calls further tasks holds the loop that schedules them."""
+    if not isinstance(call, functools.partial):
+        return None  # wrapped, under a timeout
+    loop = getattr(call.keywords.get("schedule_task"), "__self__", None)
+    checkpoint = getattr(loop, "checkpoint", None)
+    if checkpoint is None:
+        return None
+    versions = checkpoint["channel_versions"]
+    triggers = {channel: versions[channel] for channel in own.triggers if channel in versions}
+    return {**checkpoint["versions_seen"], own.name: triggers}
 
 
 def _run_control(configurable: Mapping[str, Any]) -> RunControl | None:
@@ -274,10 +296,50 @@ def saves_at_exit(config: RunnableConfig) -> bool:
     return (config.get(CONF) or {}).get(CONFIG_KEY_DURABILITY) == "exit"
 
 
-def resumed_from(versions_seen: Mapping[str, Mapping[str, Any]], versions: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint was reached by resuming from one with these channel versions, not by new input.
+def resumed_from(parent: Mapping[str, Any], versions_seen: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a run whose nodes have seen these channel versions went on from a checkpoint, not from new input on it.
 
-    A resume marks every channel of the checkpoint it starts from as seen, under the interrupt's name.
+    New input has a channel of its own, which the first step reads. A graph that names it otherwise shows only the
+    resume: that marks every channel of the checkpoint as seen, under the interrupt's name.
     """
-    seen = versions_seen.get(INTERRUPT, {})
-    return all(seen.get(channel) == version for channel, version in versions.items())
+    versions, seen_before = parent["channel_versions"], parent["versions_seen"]
+    if START in versions or _inputs_seen(versions_seen):
+        return _inputs_seen(versions_seen) <= {versions.get(START), *_inputs_seen(seen_before)}
+    before, after = seen_before.get(INTERRUPT, {}), versions_seen.get(INTERRUPT, {})
+    return after != before or all(after.get(channel) == version for channel, version in versions.items())
+
+
+def _inputs_seen(versions_seen: Mapping[str, Mapping[str, Any]]) -> set[Any]:
+    return {seen[START] for seen in versions_seen.values() if START in seen}
+
+
+def runs_again(config: RunnableConfig, source: object, *, is_latest: bool, waits: bool) -> bool:
+    """Whether a run that names the checkpoint it starts from runs its finished tasks again too.
+
+    It does, unless it answers an interrupt (`waits`) of the latest checkpoint. A run that forks says so with a
+    checkpoint of its own, but not when it saves at exit or starts from a fork already.
+    """
+    if not get_checkpoint_id(config):
+        return False
+    return not is_latest or ((saves_at_exit(config) or source in ("update", "fork")) and not waits)
+
+
+def waits(writes: Iterable[tuple[str, str]]) -> bool:
+    """Whether a task waits at an interrupt, by the task and the channel of every pending write."""
+    channels: dict[str, set[str]] = {}
+    for task_id, channel in writes:
+        channels.setdefault(task_id, set()).add(channel)
+    return any(INTERRUPT in written and written <= _CONTROL for written in channels.values())
+
+
+def ended_by_update(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether an update ended the step of its parent, as ``update_state(…, None, as_node=END)`` does.
+
+    It applies what finished tasks wrote, and marks what triggered the step's tasks as seen. Other updates do neither.
+    """
+    return any(seen and seen != before.get(node) for node, seen in after.items())
+
+
+def version_number(version: Any) -> int:
+    """How many steps a channel version counts; what follows the point keeps branches apart."""
+    return int(str(version).partition(".")[0])

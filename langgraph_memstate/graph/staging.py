@@ -79,6 +79,10 @@ class _Loaded:
     rows: Sequence[StagedDraft]
     around: Mapping[str, str]
     """for a subgraph: by namespace, the checkpoints that the steps around it start from"""
+    head: Mapping[str, Any] | None = None
+    """the checkpoint's channel versions and what its nodes have seen of them, where `rows` are"""
+    runs_again: bool = False
+    """the run does not go on with what finished tasks of that step had done, but does all of it again"""
     decided: threading.Event = field(default_factory=threading.Event)
     resumed: bool = False
 
@@ -111,6 +115,22 @@ class _Run:
         """The checkpoint the run loaded, if it is the one the task's step starts from."""
         loaded = self.loaded.get((task.thread_id, task.graph_ns))
         return loaded if loaded is not None and loaded.step.checkpoint_id == task.checkpoint_id else None
+
+    def unsaved_before(self, thread_id: str, graph_ns: str, checkpoint_id: str) -> list[_Loaded]:
+        """Resumed steps of subgraphs that ran in steps of a graph before the one that starts from a checkpoint.
+
+        A run that saves at exit saves no subgraph that finishes.
+        """
+        return [
+            loaded
+            for loaded in (self.loaded.values() if self.at_exit else ())
+            if loaded.resumed
+            and loaded.step.thread_id == thread_id
+            and loaded.around.get(graph_ns, checkpoint_id) != checkpoint_id
+        ]
+
+    def not_landed(self, rows: Iterable[StagedDraft]) -> list[StagedDraft]:
+        return [row for row in rows if row.draft.version not in self.landed]
 
 
 class Part(NamedTuple):
@@ -184,9 +204,12 @@ class Staging:
 
     def _resumed(self, task: RunningTask, run: _Run | None) -> list[Draft]:
         """What tasks wrote that finished before this run resumed their step, and are not run again."""
-        drafts: list[Draft] = []
-        for one in task.chain if run is not None else ():
-            assert run is not None
+        if run is None:
+            return []
+        found: list[StagedDraft] = []
+        for one in task.chain:
+            for subgraph in run.unsaved_before(one.thread_id, one.graph_ns, one.checkpoint_id):
+                found += subgraph.rows
             loaded = run.loaded.get((one.thread_id, one.graph_ns))
             if loaded is None or not loaded.rows:
                 continue
@@ -195,14 +218,25 @@ class Staging:
                 loaded.decide(True)
                 callers = [path for path in (one.path, one.caller) if path is not None]
                 rows = [row for row in rows if any(pregel.calls(path, row.task_path) for path in callers)]
-            elif not loaded.is_resumed(wait=not run.at_exit and not _on_event_loop()):
-                continue
-            drafts += [row.draft for row in rows if row.draft.version not in run.landed]
-        return drafts
+            else:
+                if loaded.head is not None and one.versions_seen is not None:
+                    loaded.decide(pregel.resumed_from(loaded.head, one.versions_seen))
+                if not loaded.is_resumed(wait=not run.at_exit and not _on_event_loop()):
+                    continue
+            found += rows
+        return [row.draft for row in run.not_landed(found)]
 
     # -- from inside the saver ----------------------------------------------------------------------
 
-    def begin(self, config: RunnableConfig, step: StepKey | None, rows: Sequence[StagedDraft]) -> None:
+    def begin(
+        self,
+        config: RunnableConfig,
+        step: StepKey | None,
+        rows: Sequence[StagedDraft],
+        head: Mapping[str, Any] | None = None,
+        *,
+        runs_again: bool = False,
+    ) -> None:
         """Note the checkpoint a run loads first, and tie what it stages to its life: one abandoned leaves nothing."""
         control, anchor = pregel.run_of(config), pregel.run_anchor(config)
         if control is None or anchor is None:
@@ -218,7 +252,9 @@ class Staging:
                 weakref.finalize(anchor, self._forget, run).atexit = False
             place = None if step is None else (step.thread_id, step.checkpoint_ns)
             if step is not None and place is not None and place not in run.loaded:
-                loaded = run.loaded[place] = _Loaded(step, rows, pregel.steps_around(config))
+                loaded = run.loaded[place] = _Loaded(
+                    step, () if runs_again else rows, pregel.steps_around(config), head, runs_again
+                )
                 resumes = pregel.subgraph_resumes(config)
                 if resumes is not None:
                     loaded.decide(resumes)
@@ -231,6 +267,13 @@ class Staging:
                 loaded = run.loaded.get((step.thread_id, step.checkpoint_ns))
                 if loaded is not None and loaded.step == step:
                     loaded.decide(resumed)
+
+    def runs_again(self, config: RunnableConfig, step: StepKey | None) -> bool:
+        """Whether the run started from that step, and does again what its finished tasks had done."""
+        with self._lock:
+            run = self._runs.get(id(pregel.run_of(config)))
+            loaded = None if run is None or step is None else run.loaded.get((step.thread_id, step.checkpoint_ns))
+            return loaded is not None and loaded.runs_again and loaded.step == step
 
     def finished(
         self, config: RunnableConfig, step: StepKey, task_id: str, writes: Sequence[tuple[str, Any]]
@@ -289,21 +332,13 @@ class Staging:
     def unsaved_subgraphs(
         self, config: RunnableConfig, checkpoint: StepKey
     ) -> list[tuple[StepKey, Sequence[StagedDraft]]]:
-        """Steps of subgraphs that this checkpoint ends too: a run that saves at exit saves no subgraph that finishes.
-
-        Each with what its finished tasks had saved before the run resumed it.
-        """
+        """Steps of subgraphs that this checkpoint ends too, with what finished tasks had saved before the run resumed."""
         with self._lock:
             run = self._runs.get(id(pregel.run_of(config)))
-            if run is None or not run.at_exit:
+            if run is None:
                 return []
-            return [
-                (loaded.step, rows)
-                for loaded in run.loaded.values()
-                if loaded.resumed
-                and loaded.around.get(checkpoint.checkpoint_ns, checkpoint.checkpoint_id) != checkpoint.checkpoint_id
-                and (rows := [row for row in loaded.rows if row.draft.version not in run.landed])
-            ]
+            unsaved = run.unsaved_before(*checkpoint)
+            return [(loaded.step, rows) for loaded in unsaved if (rows := run.not_landed(loaded.rows))]
 
     def landed(
         self, config: RunnableConfig, checkpoint: StepKey, parent_id: str | None, versions: frozenset[str]

@@ -24,7 +24,7 @@ COUNTED = 160  # commits, of which the transactions are counted
 
 def run(session: Session) -> list[Row]:
     folder = session.room(CASE)
-    rounds = session.pick(15, 8)
+    rounds = session.pick(30, 10)
     rows = []
     with asyncio.Runner() as runner:
         per_commit = _transactions_per_commit(folder / "counted", runner)

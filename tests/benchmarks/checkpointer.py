@@ -18,7 +18,7 @@ HISTORY = 20  # checkpoints of the thread that is read
 
 def run(session: Session) -> list[Row]:
     folder = session.room(CASE)
-    rounds, calls = session.pick(30, 10), session.pick(50, 25)
+    rounds, calls = session.pick(60, 20), session.pick(50, 25)
     rows = []
     with asyncio.Runner() as runner, ExitStack() as stack:
         plain = [stack.enter_context(peer) for peer in (ours(folder / "ours"), upstream(folder / "upstream"))]

@@ -15,7 +15,7 @@ CASE = "steps"
 
 def run(session: Session) -> list[Row]:
     folder = session.room(CASE)
-    rounds, calls = session.pick(20, 8), session.pick(4, 2)
+    rounds, calls = session.pick(40, 12), session.pick(4, 2)
     rows = []
     with asyncio.Runner() as runner, ExitStack() as stack:
         plain = [

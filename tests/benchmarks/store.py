@@ -22,7 +22,7 @@ Operation = Callable[[Any, str], Callable[[], Any]]
 
 def run(session: Session) -> list[Row]:
     folder = session.room(CASE)
-    rounds = session.pick(20, 8)
+    rounds = session.pick(40, 12)
     rows = []
     with asyncio.Runner() as runner, ExitStack() as stack:
         plain = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
@@ -14,7 +14,6 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.store.base import BaseStore
-from typing_extensions import TypedDict
 
 NODES = ("plan", "act", "answer")
 SENTENCE = "The user prefers vegetarian food and lives in Porto."

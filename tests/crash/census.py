@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import operator
-import os
 import shutil
 import sqlite3
 import time
@@ -16,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
@@ -151,9 +151,7 @@ Forget = Callable[[State], str]
 """Which key a node deletes, by its state."""
 
 
-def node(
-    env: Env, name: str, *slots: str, forget: Forget | None = None, fails: bool = False
-) -> Callable[..., Any]:
+def node(env: Env, name: str, *slots: str, forget: Forget | None = None, fails: bool = False) -> Callable[..., Any]:
     """A node that writes a memory per slot, may delete one, and returns what it did. Its runs are noted in a file.
 
     One that `fails` lets the others of its step finish first.
@@ -250,66 +248,69 @@ async def look(env: Env, when: str) -> Count:
     """Compare state and memory as they are."""
     state = await env.state()
     held = await env.keys()
-    count = compare((state or {}).get("log", []), held)
+    found = compare((state or {}).get("log", []), held)
     if env.memory is not None:
-        found = await env.keys(query="memory")
-        if sorted(found) != sorted(held):
-            count.violations.append(f"{when}: search finds {sorted(found)} of {sorted(held)}")
-        count.violations += [f"{when}: {violation}" for violation in audit(env.path / "memory.db")]
-    return count
+        nearest = await env.keys(query="memory")
+        if sorted(nearest) != sorted(held):
+            found.violations.append(f"{when}: search finds {sorted(nearest)} of {sorted(held)}")
+        found.violations += [f"{when}: {violation}" for violation in audit(env.path / "memory.db")]
+    return found
 
 
 # -- one death --------------------------------------------------------------------------------------
 
 
-def play(cell: Cell, path: Path, phase: int, at: int) -> int:
-    """Run or resume the graph, killed at point number `at`. Returns how many points there were."""
+def create(cell: Cell, path: Path) -> None:
+    """Make the databases."""
 
-    async def run() -> int:
+    async def run() -> None:
+        async with opened(cell, path, 0):
+            return
+
+    asyncio.run(run())
+
+
+def play(cell: Cell, path: Path, phase: int = 0, at: int = 0) -> None:
+    """Run or resume the graph, killed at point number `at` (0: never)."""
+
+    async def run() -> None:
         switch = KillSwitch(at)
         switch.watch_sqlite()
         async with opened(cell, path, phase, switch.point) as env:
             switch.armed = True
             await go_on(env)
-        return switch.passed
 
-    return asyncio.run(run())
-
-
-def inspect(cell: Cell, path: Path) -> Count:
-    """Compare state and memory right after a death, before anything is replayed or resumed."""
-
-    async def run() -> Count:
-        with frozen_outbox():
-            async with opened(cell, path, 1) as env:
-                return await look(env, "after the death")
-
-    return asyncio.run(run())
+    asyncio.run(run())
 
 
-def finish(cell: Cell, path: Path, phase: int = 1) -> Count:
-    """Resume until the end, and compare again, the index too."""
+def survey(cell: Cell, path: Path, died: bool) -> Count:
+    """Compare state and memory as a death left them; then resume until the end, and compare again, the index too."""
 
     async def run() -> Count:
-        async with opened(cell, path, phase) as env:
+        result = Count()
+        if died:
+            with frozen_outbox():
+                async with opened(cell, path, 1) as env:
+                    result.add(await look(env, "after the death"))
+        async with opened(cell, path, 1) as env:
             await go_on(env)
-            count = await look(env, "at the end")
+            result.add(await look(env, "at the end"))
             log = (await env.state() or {}).get("log", [])
             slots = {key.partition("/")[0] for entry in log for key in entry["put"]}
             if slots != GRAPHS[cell.graph][1]:
-                count.violations.append(f"the run ended after {sorted(slots)}")
+                result.violations.append(f"the run ended after {sorted(slots)}")
             if env.memory is not None:
                 env.memory.flush()
                 report = env.memory.verify()
                 if not report.ok:
-                    count.violations.append(f"verify: {report}")
+                    result.violations.append(f"verify: {report}")
         if env.memory is not None:
-            count.violations += audit(path / "memory.db", settled=True)
-            if cell.side == "memstate":
-                held, wanted = journal_ids(path / "index.journal"), vector_ids(path / "memory.db")
-                if held != wanted:
-                    count.violations.append(f"index: {len(held - wanted)} too many, {len(wanted - held)} missing")
-        return count
+            result.violations += audit(path / "memory.db", settled=True)
+        if cell.side == "memstate":
+            held, wanted = journal_ids(path / "index.journal"), vector_ids(path / "memory.db")
+            if held != wanted:
+                result.violations.append(f"index: {len(held - wanted)} too many, {len(wanted - held)} missing")
+        return result
 
     return asyncio.run(run())
 
@@ -341,28 +342,24 @@ def take_census(cell: Cell, root: str, phase: int = 0, first: int = 1, stride: i
     Phase 1 resumes a graph whose first phase left finished tasks beside a failed one.
     """
     total = Count()
-    at = first
-    path = Path(root) / uuid4().hex
-    while True:
-        path.mkdir(parents=True)
-        if phase == 1:
-            in_child(play, cell, path, 0, 0)
-        saved = _saved(path / "memory.db") if phase == 1 and cell.side != "upstream" else []
-        outcome = in_child(play, cell, path, phase, at)
-        death = Count()
-        if outcome is KILLED:
-            total.deaths += 1
-            death.add(in_child(inspect, cell, path))
-        death.add(in_child(finish, cell, path))
+    start = Path(root) / uuid4().hex
+    start.mkdir(parents=True)
+    in_child(play if phase == 1 else create, cell, start)
+    saved = _saved(start / "memory.db") if cell.side != "upstream" else []
+    for at in count(first, stride):
+        path = Path(root) / uuid4().hex
+        shutil.copytree(start, path)
+        killed = in_child(play, cell, path, phase, at) is KILLED
+        death = in_child(survey, cell, path, killed)
         death.violations += _run_again(path, saved)
-        if not death.clean:
-            total.bad_deaths += 1
-            death.violations = [f"{cell}, phase {phase}, killed at {at}: {what}" for what in death.violations]
+        death.violations = [f"{cell}, phase {phase}, killed at {at}: {what}" for what in death.violations]
+        total.deaths += killed
+        total.bad_deaths += not death.clean
         total.add(death)
         shutil.rmtree(path)
-        if outcome is not KILLED:
+        if not killed:
             return total
-        at += stride
+    raise AssertionError
 
 
 def _saved(database: Path) -> list[str]:
@@ -376,12 +373,3 @@ def _run_again(path: Path, saved: Sequence[str]) -> list[str]:
     """Finished tasks that ran once more although their output was saved before the resume."""
     runs = Counter((path / "runs").read_text().splitlines())
     return [f"{name} ran again" for name in saved if runs[f"1 {name}"]]
-
-
-if __name__ == "__main__":
-    import sys
-
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    side, graph, face, durability = sys.argv[1:5]
-    count = take_census(Cell(side, graph, face == "sync", durability), "/dev/shm/census")
-    print(count)

@@ -11,12 +11,14 @@ import operator
 import os
 import random
 import select
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
@@ -266,11 +268,12 @@ def examine_graph(memory: MemoryStore, writer: str, reached: Reached) -> tuple[i
     turns = turns_of(memory, writer)
     stored = memory.checkpointer.get_tuple({"configurable": {"thread_id": writer}})
     log = stored.checkpoint["channel_values"].get("log", []) if stored else []
-    count = compare(log, [item.key for item in memory.store.search((writer,), limit=100_000)])
-    wrong = [] if count.clean else [f"{writer}: {count}"]
-    if turns not in (list(range(reached.done)), list(range(reached.begun))):
+    found = compare(log, [item.key for item in memory.store.search((writer,), limit=100_000)])
+    wrong = [] if found.clean else [f"{writer}: {found}"]
+    # The turn in flight may have been begun by an earlier process, which this one did not live to tell.
+    if turns not in (list(range(reached.done)), list(range(reached.done + 1))):
         wrong.append(f"{writer} was told {reached}, and its state has turns {turns}")
-    if len(log) < 2 * reached.done:
+    if not 2 * reached.done <= len(log) <= 2 * len(turns):
         wrong.append(f"{writer} was told {reached}, and its state has {len(log)} steps")
     # A turn whose steps have not all run is resumed under its own number.
     return len(log) // 2, wrong
@@ -306,34 +309,35 @@ def kill_at_random(root: str, seed: int, kills: int, setup: Setup = Setup()) -> 
 
 def kill_everywhere(root: str, setup: Setup, until: int = KINDS, stride: int = 1) -> tuple[int, list[str]]:
     """How many points there were from the first open to the close, and violations after a death at each."""
-    at, deaths = 1, 0
+    deaths = 0
     violations: list[str] = []
-    while True:
+    for at in count(1, stride):
         path = Path(root) / uuid4().hex
         path.mkdir(parents=True)
         killed, told = run_and_kill(setup, path, dict.fromkeys(setup.writers, 0), until=until, at=at)
         found = in_child(examine, setup, path, told)
         violations += [f"killed at {at}: {what}" for what in found.violations]
+        deaths += killed
         if not killed:
             return deaths, violations
-        deaths += 1
-        at += stride
+    raise AssertionError
 
 
 def kill_during_upkeep(root: str) -> tuple[int, list[str]]:
     """The same for pruning and deleting a thread: its checkpoints are whole, or gone; its facts stay."""
     setup = Setup(writers=("graph",))
-    at = 1
+    start = Path(root) / uuid4().hex
+    start.mkdir(parents=True)
+    run_and_kill(setup, start, {"graph": 0}, until=2)
     violations: list[str] = []
-    while True:
+    for at in count(1):
         path = Path(root) / uuid4().hex
-        path.mkdir(parents=True)
-        run_and_kill(setup, path, {"graph": 0}, until=2)
-        outcome = in_child(upkeep, setup, path, at)
+        shutil.copytree(start, path)
+        killed = in_child(upkeep, setup, path, at) is KILLED
         violations += [f"killed at {at}: {what}" for what in in_child(examine_upkeep, setup, path)]
-        if outcome is not KILLED:
+        if not killed:
             return at - 1, violations
-        at += 1
+    raise AssertionError
 
 
 def upkeep(setup: Setup, path: Path, at: int) -> None:
@@ -363,6 +367,3 @@ def examine_upkeep(setup: Setup, path: Path) -> list[str]:
     if not any(steps.values()) and counts["channel_values"]:
         wrong.append("values of a deleted thread are left")
     return wrong
-
-
-__all__ = ["Setup", "kill_at_random", "kill_during_upkeep", "kill_everywhere"]

@@ -635,6 +635,246 @@ async def a_delete_is_part_of_the_step(env: Env) -> None:
     assert env.seen["b"] == Counter(), env.seen
 
 
+def pair(env: Env, *after_good: Action, bad: tuple[Action, ...] = (), writes: bool = True) -> StateGraph[Any]:
+    """After a node `pre`: `good`, beside a `bad` that goes on when `good` has finished; then `after`."""
+    pause: list[Action] = [slow_down] if env.sync else [wait(0.05)]
+    graph = StateGraph(State)
+    graph.add_node("pre", lambda state: {"log": ["pre"]})
+    graph.add_node("good", env.node("good", *(after_good or (put("good"),))))
+    graph.add_node("bad", env.node("bad", *([put("bad")] if writes else []), *pause, *bad))
+    graph.add_node("after", env.node("after", look("after")))
+    graph.add_edge(START, "pre")
+    graph.add_edge("pre", "good")
+    graph.add_edge("pre", "bad")
+    graph.add_edge(["good", "bad"], "after")
+    return graph
+
+
+async def invoke_at(env: Env, graph: Any, input: Any, config: Any) -> None:
+    """Run from a checkpoint that is named."""
+    if env.sync:
+        graph.invoke(input, config, durability=env.durability)
+    else:
+        await graph.ainvoke(input, config, durability=env.durability)
+
+
+@scenario({}, {"good": 1})
+async def an_update_ends_the_step(env: Env) -> None:
+    """``as_node=END`` applies what finished tasks wrote and clears the rest."""
+    graph = env.compile(pair(env, bad=(fail(),)))
+    if env.phase == 0:
+        await swallow(env.invoke(graph, {"log": []}))
+        return
+    await graph.aupdate_state(THREAD, None, as_node=END)
+    assert (await graph.aget_state(THREAD)).values["log"] == ["pre", "good"]
+
+
+@scenario({}, {})
+async def an_update_replaces_the_step(env: Env) -> None:
+    """Any other update drops what finished tasks wrote."""
+    graph = env.compile(pair(env, bad=(fail(),)))
+    if env.phase == 0:
+        await swallow(env.invoke(graph, {"log": []}))
+        return
+    await graph.aupdate_state(THREAD, {"log": ["by hand"]}, as_node="bad")
+    await env.invoke(graph, None)
+    assert (await graph.aget_state(THREAD)).values["log"] == ["pre", "by hand"]
+
+
+@scenario({}, {"good": 1, "bad": 1})
+async def a_step_is_resumed_with_an_update(env: Env) -> None:
+    graph = env.compile(pair(env, bad=(fail(),)))
+    await swallow(env.invoke(graph, {"log": []} if env.phase == 0 else Command(update={"log": ["update"]})))
+
+
+@scenario({}, {"good": 1, "bad": 1})
+async def a_failed_step_is_run_again_by_its_checkpoint_id(env: Env) -> None:
+    """LangGraph forks, and runs the finished task again too."""
+    graph = env.compile(pair(env, bad=(fail(),)))
+    if env.phase == 0:
+        await swallow(env.invoke(graph, {"log": []}))
+        return
+    await invoke_at(env, graph, None, (await graph.aget_state(THREAD)).config)
+    assert sorted((await graph.aget_state(THREAD)).values["log"]) == ["after", "bad", "good", "pre"]
+
+
+@scenario({}, {"good": 1})
+async def an_interrupt_is_answered_by_its_checkpoint_id(env: Env) -> None:
+    """LangGraph goes on, with what the finished task had done; the task that asks touches no memory."""
+    graph = env.compile(pair(env, bad=(ask,), writes=False))
+    if env.phase == 0:
+        await env.invoke(graph, {"log": []})
+        return
+    await invoke_at(env, graph, Command(resume="yes"), (await graph.aget_state(THREAD)).config)
+    assert sorted((await graph.aget_state(THREAD)).values["log"]) == ["after", "bad", "good", "pre"]
+
+
+@scenario({}, {}, {"bad": 1})
+async def an_updated_step_runs_again_and_writes_less(env: Env) -> None:
+    """Started by the id of an update, LangGraph runs the finished task again without a fork; now it writes nothing."""
+
+    def at_first(env: Env, store: BaseStore) -> Awaitable[None] | None:
+        if env.phase == 1:
+            return put("good")(env, store)
+        return None
+
+    graph = env.compile(pair(env, at_first, bad=(fail(until_phase=2),)))
+    if env.phase == 0:
+        await graph.aupdate_state(THREAD, {"log": []}, as_node="pre")
+    elif env.phase == 1:
+        await swallow(env.invoke(graph, None))
+    else:
+        await invoke_at(env, graph, None, (await graph.aget_state(THREAD)).config)
+
+
+@scenario({"good": 1, "bad": 1}, {"good": 1, "bad": 1}, {"good": 2, "bad": 2})
+async def a_fork_fails_and_new_input_follows(env: Env) -> None:
+    def on_replay(env: Env, store: BaseStore) -> None:
+        if env.phase == 1:
+            raise Boom
+
+    graph = env.compile(pair(env, bad=(on_replay,)))
+    if env.phase == 1:
+        history = [state async for state in graph.aget_state_history(THREAD)]
+        (before,) = [state for state in history if set(state.next) == {"good", "bad"}]
+        await swallow(invoke_at(env, graph, None, before.config))
+        return
+    durability, env.durability = env.durability, "sync" if env.phase == 0 else env.durability  # a history to fork
+    await env.invoke(graph, {"log": []})
+    env.durability = durability
+
+
+@scenario({}, {"good": 1})
+async def a_resumed_step_is_seen_by_the_next(env: Env) -> None:
+    """What a finished task wrote in another process, when the task that ran again touched no memory."""
+    graph = env.compile(pair(env, bad=(fail(),), writes=False))
+    await swallow(env.invoke(graph, {"log": []} if env.phase == 0 else None))
+    if env.phase == 1:
+        assert env.seen["after"] == Counter({"good": 1}), env.seen
+
+
+@scenario({}, {"good": 1, "bad": 1})
+async def a_step_is_resumed_in_another_durability(env: Env) -> None:
+    graph = env.compile(pair(env, bad=(fail(),)))
+    if env.phase == 1:
+        env.durability = "sync" if env.durability == "exit" else "exit"
+    await swallow(env.invoke(graph, {"log": []} if env.phase == 0 else None))
+    if env.phase == 1:
+        assert env.seen["after"] == Counter({"good": 1, "bad": 1}), env.seen
+
+
+@scenario({}, {"kept": 1, "asked": 1, "beside": 1})
+async def a_subgraph_with_a_finished_task_is_resumed(env: Env) -> None:
+    inner = StateGraph(State)
+    inner.add_node("k", env.node("k", put("kept")))
+    inner.add_node("q", env.node("q", put("asked"), ask))
+    inner.add_edge(START, "k")
+    inner.add_edge(START, "q")
+    graph = StateGraph(State)
+    graph.add_node("sub", inner.compile())
+    graph.add_node("beside", env.node("beside", put("beside")))
+    graph.add_node("after", env.node("after", look("after")))
+    graph.add_edge(START, "sub")
+    graph.add_edge(START, "beside")
+    graph.add_edge(["sub", "beside"], "after")
+    await env.invoke(env.compile(graph), {"log": []} if env.phase == 0 else Command(resume="yes"))
+    if env.phase == 1:
+        assert env.seen["after"] == Counter({"kept": 1, "asked": 1, "beside": 1}), env.seen
+
+
+@scenario({}, {"other": 1}, {"other": 2, "kept": 1, "inner": 1})
+async def a_node_runs_another_thread_beside_a_resumed_subgraph(env: Env) -> None:
+    """A checkpoint of the other thread lands nothing of this one, whose step fails once more."""
+    pause: list[Action] = [slow_down] if env.sync else [wait(0.05)]
+    inner = StateGraph(State)
+    inner.add_node("k", env.node("k", put("kept")))
+    inner.add_node("i", env.node("i", put("inner"), *pause * 2, fail(until_phase=2)))
+    inner.add_edge(START, "k")
+    inner.add_edge(START, "i")
+    other = env.compile(env.line(("o", env.node("o", put("other")))))
+
+    def run_other(env: Env, store: BaseStore) -> Awaitable[None] | None:
+        if env.phase == 0:
+            return None
+        config = {"configurable": {"thread_id": "other"}}
+        if env.sync:
+            other.invoke({"log": []}, config)
+            return None
+        return other.ainvoke({"log": []}, config)
+
+    graph = StateGraph(State)
+    graph.add_node("sub", inner.compile())
+    graph.add_node("n", env.node("n", run_other, *pause * 4, fail(until_phase=2)))
+    graph.add_edge(START, "sub")
+    graph.add_edge(START, "n")
+    await swallow(env.invoke(env.compile(graph), {"log": []} if env.phase == 0 else None))
+
+
+@scenario({}, {}, {"p1": 1, "p2": 1, "q1": 1, "q2": 1})
+async def two_nodes_ask_twice_and_are_answered_one_by_one(env: Env) -> None:
+    graph = StateGraph(State)
+    for name in "pq":
+        graph.add_node(name, env.node(name, put(f"{name}1"), ask, put(f"{name}2"), ask))
+        graph.add_edge(START, name)
+    compiled = env.compile(graph)
+    if env.phase == 0:
+        await env.invoke(compiled, {"log": []})
+        return
+    for _ in range(2):
+        waiting = (await compiled.aget_state(THREAD)).interrupts
+        await env.invoke(compiled, Command(resume={waiting[0].id: "yes"}))
+
+
+@scenario({}, {"handled": 1, "beside": 1})
+async def an_error_handler_fails(env: Env) -> None:
+    def always(env: Env, store: BaseStore) -> None:
+        raise Boom
+
+    pause: list[Action] = [slow_down] if env.sync else [wait(0.05)]
+    graph = StateGraph(State)
+    graph.add_node("a", env.node("a", put("a"), always), error_handler=env.node("h", put("handled"), *pause, fail()))
+    graph.add_node("beside", env.node("beside", put("beside")))
+    graph.add_edge(START, "a")
+    graph.add_edge(START, "beside")
+    await swallow(env.invoke(env.compile(graph), {"log": []} if env.phase == 0 else None))
+
+
+@scenario({}, {"t0": 1, "t1": 1, "t2": 1, "own": 1})
+async def one_of_three_called_tasks_fails(env: Env) -> None:
+    if env.sync:
+
+        @task
+        def call(n: int) -> int:
+            put(f"t{n}")(env, env.store)
+            if n == 1:
+                slow_down(env, env.store)
+                fail()(env, env.store)
+            return n
+
+        @entrypoint(checkpointer=env.saver, store=env.store)
+        def workflow(input: str) -> list[int]:
+            results = [one.result() for one in [call(n) for n in range(3)]]
+            put("own")(env, env.store)
+            return results
+    else:
+
+        @task
+        async def call(n: int) -> int:
+            await put(f"t{n}")(env, env.store)
+            if n == 1:
+                await asyncio.sleep(0.1)
+                fail()(env, env.store)
+            return n
+
+        @entrypoint(checkpointer=env.saver, store=env.store)
+        async def workflow(input: str) -> list[int]:
+            results = await asyncio.gather(*[call(n) for n in range(3)])
+            await put("own")(env, env.store)
+            return results
+
+    await swallow(env.invoke(workflow, "go" if env.phase == 0 else None))
+
+
 # -- the sides --------------------------------------------------------------------------------------
 
 

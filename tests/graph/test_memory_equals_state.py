@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.func import entrypoint, task
 from langgraph.graph import END, START, StateGraph
 from langgraph.store.base import BaseStore
 from langgraph.store.memory import InMemoryStore
@@ -256,10 +257,49 @@ def test_memory_equals_state_over_one_rich_life(delta: bool, durability: str, us
             do("invoke", "left"), do("restart"), do("go_on", "right"), do("restart"), do("resume", "first"),
             do("resume", "ask"), do("go_on"), do("restart"), do("resume", "after"), do("go_on"), do("resume"),
             do("resume"), do("invoke", "plan"), do("go_on"), do("fork", "around", 6), do("replay", "", 9),
-            do("rerun", "gate", 4), do("go_on"), do("resume"), do("invoke"), do("resume"), do("resume", "edge"), do("go_on"),
+            do("rerun", "gate", 4), do("go_on"), do("resume"), do("invoke"), do("resume"), do("resume", "edge"),
+            do("go_on"),
         ],
     )  # fmt: skip
     assert {"Trouble", "interrupted", "finished"} <= set(outcomes)
+
+
+def test_a_run_that_saves_at_exit_tells_new_input_from_a_resume_after_a_fork() -> None:
+    """A fork is marked as resumed from the start, which must not pass for a resume of the step that new input drops."""
+    fork = Do("replay", durability="sync")
+    new_input, resume = Do("invoke", durability="exit"), Do("resume", durability="exit")
+    outcomes = live(Life(gate=True), [Do("invoke"), fork, new_input, resume, Do("invoke"), fork, resume])
+    assert outcomes == ["interrupted"] * 3 + ["finished"] + ["interrupted"] * 2 + ["finished"]
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+@pytest.mark.parametrize("goes_on", [True, False], ids=["resumed", "new input"])
+def test_an_entrypoint_that_was_forked_at_its_input(memory: MemoryStore, goes_on: bool, durability: str) -> None:
+    """The call that finished before the failure lands with a resume, and is dropped by new input."""
+    ids, broken = itertools.count(), [True]
+
+    @task
+    def remember(about: str, *, store: BaseStore) -> str:
+        store.put(NOTES, f"{about} {next(ids)}", {"about": about})
+        return about
+
+    @entrypoint(checkpointer=memory.checkpointer, store=memory.store)
+    def workflow(about: str, *, store: BaseStore) -> str:
+        done: str = remember(about, store=store).result()
+        if broken:
+            raise Trouble("workflow")
+        return done
+
+    with pytest.raises(Trouble):
+        workflow.invoke("first", THREAD, durability="sync")
+    (failed,) = workflow.get_state_history(THREAD)
+    with pytest.raises(Trouble):
+        workflow.invoke(None, failed.config, durability="sync")
+    broken.clear()
+
+    result = workflow.invoke(None if goes_on else "second", THREAD, durability=durability)
+    assert result == ("first" if goes_on else "second")
+    assert [fact.id for fact in memory.query(NOTES)] == (["first 1"] if goes_on else ["second 2"])
 
 
 def test_the_invariant_fails_on_a_saver_and_a_store_that_commit_apart() -> None:
