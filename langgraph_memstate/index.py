@@ -246,3 +246,19 @@ class VectorIndex:
         if self.hook is not None:
             with self._lock:
                 self.hook.close()
+
+
+def check_index_config(index: Mapping[str, Any]) -> None:
+    """Whether a LangGraph `IndexConfig` is complete.
+
+    Raises:
+        IndexConfigError: naming what is missing or wrong.
+    """
+    for name in ("dims", "embed"):
+        if name not in index:
+            raise IndexConfigError(f"index has no {name!r}; it needs dims and embed, as LangGraph's IndexConfig")
+    dims = index["dims"]
+    if not isinstance(dims, int) or isinstance(dims, bool) or dims < 1:
+        raise IndexConfigError(f"index dims={dims!r} is not a positive number of dimensions")
+    if index.get("fields") is not None:
+        check_paths(index["fields"])

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from pydantic import BaseModel
 
 from langgraph_memstate.commit import Writer
-from langgraph_memstate.embedding import Embedder, check_paths, home_loop
+from langgraph_memstate.embedding import Embedder, home_loop
 from langgraph_memstate.errors import (
-    DatabaseOpenError,
     IndexConfigError,
     StorageClosedError,
 )
@@ -40,14 +39,13 @@ from langgraph_memstate.facts import (
 )
 from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.hooks.base import SyncHook
-from langgraph_memstate.index import VectorIndex
+from langgraph_memstate.index import VectorIndex, check_index_config
 from langgraph_memstate.outbox import Outbox, VectorSync
 from langgraph_memstate.reading import View
 from langgraph_memstate.schemas import Pattern, SchemaRegistry
 from langgraph_memstate.storage.base import Append, Commit, Storage, Touch
-from langgraph_memstate.storage.memory import InMemoryStorage
-from langgraph_memstate.storage.sqlite import SQLiteStorage
 from langgraph_memstate.transaction import Transaction
+from langgraph_memstate.urls import storage_at
 from langgraph_memstate.verify import VerifyReport, repair_index, verify_index
 
 if TYPE_CHECKING:
@@ -89,7 +87,7 @@ class MemoryStore:
         if vector_sync not in ("atomic", "deferred"):
             raise IndexConfigError(f"vector_sync is 'atomic' or 'deferred', not {vector_sync!r}")
         if index is not None:
-            _check_index_config(index)
+            check_index_config(index)
         self.storage = storage
         self.schemas = SchemaRegistry()
         self.store_id = storage.open()
@@ -126,8 +124,8 @@ class MemoryStore:
             IndexConfigError: `index` is incomplete, or not what the database was indexed with.
         """
         if index is not None:
-            _check_index_config(index)
-        storage = _storage(url)
+            check_index_config(index)
+        storage = storage_at(url)
         memory = cls(storage, index=index, vector_sync=vector_sync)
         try:
             memory._attach_default(vectors)
@@ -179,7 +177,7 @@ class MemoryStore:
     def use_index(self, config: Mapping[str, Any]) -> None:
         """Give the memory an `IndexConfig` after it was opened; the same one again changes nothing."""
         self._check_open()
-        _check_index_config(config)
+        check_index_config(config)
         with self._lock:
             if self._index_config is not None:
                 if dict(config) != self._index_config:
@@ -325,6 +323,9 @@ class MemoryStore:
     def view(self) -> View:
         """What the caller may see now: what is committed and, inside a step, what its task staged."""
         self._check_open()
+        with self._lock:
+            if not self._outbox.indexes and self._index_config is not None:
+                self._attach(None)  # an index and no vector database: SQL is scanned exactly
         index = self._outbox.indexes[0] if self._outbox.indexes else None
         return View(self.storage, index, self._scope, self._outbox.catch_up)
 
@@ -361,10 +362,10 @@ class MemoryStore:
         Raises:
             IndexConfigError: the memory was opened without an index.
         """
-        self._check_open()
+        view = self.view()
         if not self._outbox.indexes:
             raise IndexConfigError("semantic search needs an index: open the memory with index=… or add a hook")
-        found = self.view().search(
+        found = view.search(
             _prefix(namespace), matches=compile_filter(filter), query=query, limit=limit, offset=offset
         )
         return [Fact.of(record, score) for record, score in found]
@@ -497,6 +498,13 @@ class MemoryStore:
             home_loop.reset(token)
         return await asyncio.wrap_future(future)
 
+    @classmethod
+    async def aopen(cls, url: str | Path, **options: Any) -> MemoryStore:
+        return await asyncio.get_running_loop().run_in_executor(None, functools.partial(cls.open, url, **options))
+
+    async def aadd_hook(self, hook: SyncHook) -> None:
+        await self.run(self.add_hook, hook)
+
     async def acommit(self, fact: Any, **options: Any) -> Any:
         return await self.run(self.commit, fact, **options)
 
@@ -536,33 +544,3 @@ class MemoryStore:
 
 def _prefix(namespace: str | Namespace) -> Namespace:
     return () if namespace == () else check_namespace(namespace)
-
-
-def _check_index_config(index: Mapping[str, Any]) -> None:
-    for name in ("dims", "embed"):
-        if name not in index:
-            raise IndexConfigError(f"index has no {name!r}; it needs dims and embed, as LangGraph's IndexConfig")
-    dims = index["dims"]
-    if not isinstance(dims, int) or isinstance(dims, bool) or dims < 1:
-        raise IndexConfigError(f"index dims={dims!r} is not a positive number of dimensions")
-    if index.get("fields") is not None:
-        check_paths(index["fields"])
-
-
-def _storage(url: str | Path) -> Storage:
-    if not isinstance(url, str | Path) or "\0" in str(url):
-        raise DatabaseOpenError(f"{url!r} names no file; give a path, sqlite:///path or :memory:")
-    text = str(url)
-    if text == ":memory:":
-        return InMemoryStorage()
-    scheme, colon, rest = text.partition("://")
-    if not colon:
-        if not text:
-            raise DatabaseOpenError("the URL is empty; give a path, sqlite:///path or :memory:")
-        return SQLiteStorage(text)
-    if scheme == "sqlite":
-        path = rest[1:] if rest.startswith("/") else rest
-        if path in ("", ":memory:"):
-            return InMemoryStorage()
-        return SQLiteStorage(path)
-    raise DatabaseOpenError(f"{scheme}:// is no scheme this release opens; there are a path, sqlite:/// and :memory:")

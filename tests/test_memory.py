@@ -14,6 +14,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import chromadb
 import pytest
 from langgraph.store.base import PutOp
 from pydantic import BaseModel, Field, field_validator
@@ -30,6 +31,7 @@ from langgraph_memstate.errors import (
     VectorSyncError,
 )
 from langgraph_memstate.hooks.base import IndexSpec, IndexState, SyncHook, Vector, VectorRecord
+from langgraph_memstate.hooks.chroma import ChromaSyncHook
 
 
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
@@ -791,3 +793,17 @@ def test_one_storage_belongs_to_one_memory(database: Path) -> None:
     storage = SQLiteStorage(database)
     with MemoryStore(storage), pytest.raises(StorageError, match="open already"):
         MemoryStore(storage)
+
+
+def test_an_index_without_a_vector_database_is_searched_in_sql(database: Path) -> None:
+    index = {"dims": 4, "embed": lambda texts: [[1.0, 0, 0, 0]] * len(texts)}
+    with MemoryStore(SQLiteStorage(database), index=index) as memory:
+        memory.commit(Fact("note", {"text": "hello"}, id="1"))
+        assert [fact.id for fact in memory.search("hello")] == ["1"]
+        assert [item.key for item in memory.store.search(("note",), query="hello")] == ["1"]
+
+
+async def test_opening_and_hooks_have_async_twins(database: Path) -> None:
+    async with await MemoryStore.aopen(database) as memory:
+        with pytest.raises(IndexConfigError):
+            await memory.aadd_hook(ChromaSyncHook(chromadb.EphemeralClient(), "twins"))

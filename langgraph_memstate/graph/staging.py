@@ -332,7 +332,7 @@ class Staging:
     def unsaved_subgraphs(
         self, config: RunnableConfig, checkpoint: StepKey
     ) -> list[tuple[StepKey, Sequence[StagedDraft]]]:
-        """Steps of subgraphs that this checkpoint ends too, with what finished tasks had saved before the run resumed."""
+        """Steps of subgraphs that this checkpoint ends too, with what their finished tasks had saved before."""
         with self._lock:
             run = self._runs.get(id(pregel.run_of(config)))
             if run is None:

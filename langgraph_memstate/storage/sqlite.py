@@ -118,7 +118,11 @@ class SQLiteStorage(Storage):
         return conn
 
     def _migrate(self, conn: sqlite3.Connection) -> str:
-        self._schema_version(conn)  # before the journal mode is changed: the file may be somebody else's
+        conn.execute("BEGIN")  # one snapshot: another process may be making the database at this moment
+        try:
+            self._schema_version(conn)  # before the journal mode is changed: the file may be somebody else's
+        finally:
+            self._rollback(conn)
         self._use_wal(conn)
         conn.execute("BEGIN IMMEDIATE")
         try:

@@ -349,9 +349,7 @@ def test_get_state_history_filters_and_limits(memory: MemoryStore) -> None:
 
 @pytest.mark.parametrize("durability", ["sync", "exit"])
 @pytest.mark.parametrize("snapshot_frequency", [1, 2, 1000])
-def test_prune_keeps_the_state_of_delta_channels(
-    memory: MemoryStore, snapshot_frequency: int, durability: str
-) -> None:
+def test_prune_keeps_the_state_of_delta_channels(memory: MemoryStore, snapshot_frequency: int, durability: str) -> None:
     """The latest checkpoint of a delta channel holds nothing of it; what it is rebuilt from must stay."""
     graph = Shape(rounds=2, snapshot_frequency=snapshot_frequency, subgraph="own").build(memory.checkpointer)
     for number in range(4):

@@ -1,0 +1,30 @@
+"""Which storage a URL names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from langgraph_memstate.errors import DatabaseOpenError
+from langgraph_memstate.storage.base import Storage
+from langgraph_memstate.storage.memory import InMemoryStorage
+from langgraph_memstate.storage.sqlite import SQLiteStorage
+
+
+def storage_at(url: str | Path) -> Storage:
+    """The storage, not opened yet, of a path, ``sqlite:///path`` or ``:memory:``."""
+    if not isinstance(url, str | Path) or "\0" in str(url):
+        raise DatabaseOpenError(f"{url!r} names no file; give a path, sqlite:///path or :memory:")
+    text = str(url)
+    if text == ":memory:":
+        return InMemoryStorage()
+    scheme, colon, rest = text.partition("://")
+    if not colon:
+        if not text:
+            raise DatabaseOpenError("the URL is empty; give a path, sqlite:///path or :memory:")
+        return SQLiteStorage(text)
+    if scheme == "sqlite":
+        path = rest[1:] if rest.startswith("/") else rest
+        if path in ("", ":memory:"):
+            return InMemoryStorage()
+        return SQLiteStorage(path)
+    raise DatabaseOpenError(f"{scheme}:// is no scheme this release opens; there are a path, sqlite:/// and :memory:")
