@@ -1,12 +1,15 @@
-"""A vector database that fails when a test says so."""
+"""A vector database and a storage that fail when a test says so."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, TypeVar
 
 from langgraph_memstate.hooks.base import Capabilities, IndexSpec, IndexState, SyncHook, Vector, VectorRecord
+from langgraph_memstate.storage.base import Commit, Reader, Storage
 
 T = TypeVar("T")
 
@@ -113,3 +116,71 @@ class FaultyHook(SyncHook):
 
     def close(self) -> None:
         self._call("close", self.inner.close)
+
+
+class FaultPoints:
+    """Counts the points a run passes, from any thread, and raises at number `at` (0: never).
+
+    A run that is repeated with `at` = 1, 2, 3 … until it does not raise any more has failed at every one of its points.
+    `for_ever`: also raise at all later points, until `heal`.
+    """
+
+    def __init__(self, at: int = 0, error: BaseException | None = None, *, for_ever: bool = False) -> None:
+        self.passed = 0
+        self.struck = False
+        self._at = at
+        self._error = error if error is not None else OSError("a fault that a test asked for")
+        self._for_ever = for_ever
+        self._healed = False
+        self._lock = Lock()
+
+    def point(self) -> None:
+        with self._lock:
+            self.passed += 1
+            strikes = self.passed == self._at or (self._for_ever and self.passed > self._at > 0)
+            if strikes and not self._healed:
+                self.struck = True
+                raise self._error
+
+    def heal(self) -> None:
+        self._healed = True
+
+    def watch(self, hook: FaultyHook) -> None:
+        """Make a point of every call of a hook, before and after the database did its work."""
+        for method in ("open", "reset", "apply", "query", "ids", "count"):
+            for late in (False, True):
+                hook.meanwhile(method, self.point, times=None, late=late)
+
+
+class FaultyStorage(Storage):
+    """Another storage, with a point before and after every commit group, and before and after every snapshot.
+
+    A fault after a group strikes once it has landed: its callers are told of an error, and cannot know.
+    """
+
+    def __init__(self, inner: Storage, points: FaultPoints) -> None:
+        self.inner = inner
+        self._point = points.point
+
+    def open(self) -> str:
+        return self.inner.open()
+
+    def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
+        self._point()
+        outcomes = self.inner.apply(commits)
+        self._point()
+        return outcomes
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Reader]:
+        self._point()
+        with self.inner.snapshot() as reader:
+            yield reader
+        self._point()
+
+    def close(self) -> None:
+        self.inner.close()
+
+    @property
+    def location(self) -> Any:
+        return self.inner.location
