@@ -46,6 +46,7 @@ from langgraph_memstate.storage.base import (
     PutEmbeddings,
     PutVectors,
     QueueIndex,
+    Reader,
     RebuildIndex,
     ScoredRow,
     Settle,
@@ -337,10 +338,9 @@ class Outbox:
                 return False
             seen = tried or set()
             with self._storage.snapshot() as reader:
-                prepared = {id_ for row in reader.prepared() if row.index_name == index.name for id_ in row.vector_ids}
                 due = time.time() + (0.0 if tried is None else _HORIZON)
-                rows = reader.outbox(index.name, due=due, limit=_BATCH + len(seen))
-                rows = [row for row in rows if row.id not in seen and row.vector_id not in prepared]
+                rows = _applicable(reader, index, due=due, limit=_BATCH + len(seen))
+                rows = [row for row in rows if row.id not in seen]
                 current = reader.upsert_rows(index.name, index.model, [row.vector_id for row in rows])
             if not rows:
                 return False
@@ -400,10 +400,10 @@ class Outbox:
         self._writer.submit((OutboxFailed((row.id,), repr(error)[:500], retry_at),)).result()
 
     def waiting(self) -> int:
-        """Entries that are neither applied nor quarantined, of indexes that no other process follows."""
+        """Entries that could be applied and are not, of indexes that no other process follows."""
         with self._storage.snapshot() as reader:
             return sum(
-                len(reader.outbox(index.name, due=time.time() + _HORIZON, limit=1_000_000))
+                len(_applicable(reader, index, due=time.time() + _HORIZON, limit=1_000_000_000))
                 for index in self.indexes
                 if index.hook is not None and index.state is not IndexState.BUSY
             )
@@ -468,6 +468,12 @@ class Outbox:
                 index.close()
             except Exception as error:  # nothing of ours is lost with it, and the database has to be closed yet
                 logger.warning("closing index %s failed: %r", index.name, error)
+
+
+def _applicable(reader: Reader, index: VectorIndex, *, due: float, limit: int) -> list[OutboxRow]:
+    """Due entries, but for vectors that a commit under way has prepared: it decides what becomes of them."""
+    prepared = {id_ for row in reader.prepared() if row.index_name == index.name for id_ in row.vector_ids}
+    return [row for row in reader.outbox(index.name, due=due, limit=limit) if row.vector_id not in prepared]
 
 
 def _records(

@@ -128,7 +128,7 @@ def test_a_run_cancelled_at_any_moment_and_resumed(memory: MemoryStore, durabili
             await live(str(n), 0.002 * n)
 
     asyncio.run(lives())
-    in_state = {done for one in memory.checkpointer.list(None) for done in one.checkpoint["channel_values"]["log"]}
+    in_state = {done for one in memory.checkpointer.list(None) for done in one.checkpoint["channel_values"].get("log", [])}
     assert len(in_state) >= 20
     assert ids(memory) == in_state
 
