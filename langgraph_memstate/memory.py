@@ -444,12 +444,14 @@ class MemoryStore:
             self._closed = True
         if os.getpid() != self._pid:
             return  # the threads and connections are the parent's
-        for call in self._at_close:
-            call()
-        self._pool.shutdown(wait=True)
-        self._outbox.drain()
-        self._writer.close()
-        self.storage.close()
+        try:
+            for call in self._at_close:
+                call()
+            self._pool.shutdown(wait=True)
+            self._outbox.drain()
+        finally:
+            self._writer.close()
+            self.storage.close()
 
     def at_close(self, call: Callable[[], object]) -> None:
         """Have `close` call this first."""

@@ -463,11 +463,12 @@ class Outbox:
             self._apply_all()
         except MemStateError as error:
             logger.warning("closing with index work left, which the next open applies: %s", error)
-        for index in self.indexes:
-            try:
-                index.close()
-            except Exception as error:  # nothing of ours is lost with it, and the database has to be closed yet
-                logger.warning("closing index %s failed: %r", index.name, error)
+        finally:
+            for index in self.indexes:
+                try:
+                    index.close()
+                except Exception as error:  # nothing of ours is lost with it, and the database has to be closed yet
+                    logger.warning("closing index %s failed: %r", index.name, error)
 
 
 def _applicable(reader: Reader, index: VectorIndex, *, due: float, limit: int) -> list[OutboxRow]:

@@ -46,6 +46,7 @@ from langgraph._internal._constants import (
 from langgraph.checkpoint.base import get_checkpoint_id
 from langgraph.constants import START
 from langgraph.pregel._algo import task_path_str
+from langgraph.pregel._checkpoint import versions_seen_without_bumps
 from langgraph.runtime import RunControl, Runtime
 
 from langgraph_memstate.errors import StagingError
@@ -335,9 +336,12 @@ def waits(writes: Iterable[tuple[str, str]]) -> bool:
 def ended_by_update(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether an update ended the step of its parent, as ``update_state(…, None, as_node=END)`` does.
 
-    It applies what finished tasks wrote, and marks what triggered the step's tasks as seen. Other updates do neither.
+    It applies what finished tasks wrote, and marks what triggered the step's tasks as seen. Other updates do neither,
+    but the marks that LangGraph moves when it stores a snapshot of a delta channel.
     """
-    return any(seen and seen != before.get(node) for node, seen in after.items())
+    known = versions_seen_without_bumps({node: dict(seen) for node, seen in before.items()})
+    now = versions_seen_without_bumps({node: dict(seen) for node, seen in after.items()})
+    return any(seen and seen != known.get(node) for node, seen in now.items())
 
 
 def version_number(version: Any) -> int:

@@ -10,8 +10,11 @@ from pathlib import Path
 Rows = list[tuple[object, ...]]
 
 
-def audit(path: Path, *, settled: bool = False) -> list[str]:
-    """Violations found in a database. `settled`: nothing may wait for the index either."""
+def audit(path: Path, *, settled: bool = False, pruned: bool = False) -> list[str]:
+    """Violations found in a database.
+
+    `settled`: nothing may wait for the index either. `pruned`: checkpoints were deleted, the facts of their steps not.
+    """
     with closing(sqlite3.connect(path)) as connection:
 
         def rows(query: str) -> Rows:
@@ -25,11 +28,9 @@ def audit(path: Path, *, settled: bool = False) -> list[str]:
             found.append(f"the log has gaps: {sequence}")
         found += _wrong_items(rows("SELECT seq, ns, key, op, version, value FROM facts ORDER BY seq"),
                               rows("SELECT seq, ns, key, version, value FROM items"))  # fmt: skip
-        for what, query in _NEVER.items():
+        queries = _NEVER | (_NEVER_WHEN_SETTLED if settled else {}) | ({} if pruned else _NEVER_BEFORE_PRUNING)
+        for what, query in queries.items():
             found += [f"{what}: {row}" for row in rows(query)]
-        if settled:
-            for what, query in _NEVER_WHEN_SETTLED.items():
-                found += [f"{what}: {row}" for row in rows(query)]
     return found
 
 
@@ -45,12 +46,14 @@ def _wrong_items(log: Rows, items: Rows) -> list[str]:
     return [f"items and log differ: {row}" for row in sorted(differing, key=str)]
 
 
-_NEVER = {
+_NEVER_BEFORE_PRUNING = {
     "a fact of a step whose checkpoint is not there": (
         "SELECT version FROM facts WHERE checkpoint_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM checkpoints AS c "
         "WHERE c.thread_id = facts.thread_id AND c.checkpoint_ns = facts.checkpoint_ns "
         "AND c.checkpoint_id = facts.checkpoint_id)"
     ),
+}
+_NEVER = {
     "a checkpoint that refers to a value that is not there": (
         "SELECT c.checkpoint_id, used.key FROM checkpoints AS c, json_each(c.manifest) AS used WHERE NOT EXISTS "
         "(SELECT 1 FROM channel_values AS v WHERE v.thread_id = c.thread_id AND v.value_id = used.value)"

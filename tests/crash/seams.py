@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +26,15 @@ from langgraph_memstate.testing.faults import FaultPoints, FaultyHook, FaultySto
 
 
 class Crash(BaseException):
-    """Ends what it strikes as no ordinary handler expects."""
+    """Ends what it strikes as no ordinary handler expects; a background thread too, without a word."""
+
+
+def _thread_ended(args: threading.ExceptHookArgs) -> None:
+    if not isinstance(args.exc_value, Crash):
+        threading.__excepthook__(args)
+
+
+threading.excepthook = _thread_ended
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Kind:
     """`seam`: calls (of storage and hook) or statements."""
 
     name: str
-    error: Callable[[], BaseException]
+    error: type[BaseException]
     for_ever: bool = False
     seam: str = "calls"
 
@@ -45,9 +54,9 @@ KINDS = (
     Kind("BaseException for ever", Crash, for_ever=True),
 )
 STATEMENTS = (
-    Kind("I/O error once", lambda: sqlite3.OperationalError("disk I/O error"), seam="statements"),
-    Kind("I/O error for ever", lambda: sqlite3.OperationalError("disk I/O error"), for_ever=True, seam="statements"),
-    Kind("constraint once", lambda: sqlite3.IntegrityError("CHECK constraint failed"), seam="statements"),
+    Kind("I/O error once", sqlite3.OperationalError, seam="statements"),
+    Kind("I/O error for ever", sqlite3.OperationalError, for_ever=True, seam="statements"),
+    Kind("constraint once", sqlite3.IntegrityError, seam="statements"),
 )
 
 
@@ -173,7 +182,7 @@ def try_operations(
         path.mkdir(parents=True)
     else:
         shutil.copytree(start, path)
-    points = FaultPoints(at, kind.error(), for_ever=kind.for_ever)
+    points = FaultPoints(at, kind.error("a fault"), for_ever=kind.for_ever)
     violations: list[str] = []
     landed = 0
     with suppress(OSError, Crash, Exception) if kind.for_ever else suppress():
@@ -187,8 +196,15 @@ def try_operations(
             with suppress(Crash, OSError, Exception):
                 memory.close()
     points.heal()
-    violations += examine(path, states[landed : landed + 2] if kind.for_ever else states[-1:], vector_sync)
+    violations += [f"{name} outlived close()" for name in threads()]
+    possible = states[landed : landed + 2] if kind.for_ever else states[-1:]
+    violations += examine(path, possible, vector_sync, pruned=start is not None)
     return points.struck, [f"{kind.name} at {at}: {what}" for what in violations]
+
+
+def threads() -> list[str]:
+    """Threads of a memory that are running."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("memstate")]
 
 
 def _opened(path: Path, points: FaultPoints, kind: Kind, vector_sync: Any) -> MemoryStore:
@@ -217,7 +233,7 @@ def _try(run: Run, operation: Operation, before: Any, after: Any, number: int, f
     return []
 
 
-def examine(path: Path, states: Sequence[Any], vector_sync: Any) -> list[str]:
+def examine(path: Path, states: Sequence[Any], vector_sync: Any, *, pruned: bool = False) -> list[str]:
     """Open the database without faults: it holds one of these states, and the index follows."""
     violations: list[str] = []
     searching.EXACT_BELOW = -1
@@ -233,7 +249,7 @@ def examine(path: Path, states: Sequence[Any], vector_sync: Any) -> list[str]:
         report = memory.verify()
         if not report.ok:
             violations.append(f"verify: {report}")
-    violations += audit(path / "memory.db", settled=True)
+    violations += audit(path / "memory.db", settled=True, pruned=pruned)
     held, current = journal_ids(path / "index.journal"), vector_ids(path / "memory.db")
     if held != current:
         violations.append(f"index: {len(held - current)} too many, {len(current - held)} missing")
@@ -296,16 +312,13 @@ def _fail_graphs(root: str, script: str, kind: Kind, vector_sync: Any, stride: i
         path = Path(root) / uuid4().hex
         path.mkdir(parents=True)
         durability = ("sync", "async", "exit")[at % 3]
-        points = FaultPoints(at, kind.error(), for_ever=kind.for_ever)
-        wrong: list[str] = []
-        with suppress(Exception, Crash):
-            memory = _opened(path, points, kind, vector_sync)
-            with suppress(Exception, Crash):
-                _graph(path, memory, script, durability, 1).invoke({"log": []}, THREAD, durability=durability)
-            with suppress(Exception, Crash):
-                memory.close()
-        points.heal()
-        wrong += _finish_graph(path, script, durability, vector_sync)
+        points = FaultPoints(at, kind.error("a fault"), for_ever=kind.for_ever)
+
+        def invoke(run: Run, durability: Any = durability) -> None:
+            _graph(run.path, run.memory, script, durability, 1).invoke({"log": []}, THREAD, durability=durability)
+
+        _run_once(path, points, kind, vector_sync, [invoke])
+        wrong = _finish_graph(path, script, durability, vector_sync)
         wrong += examine(path, [contents(path / "memory.db")], vector_sync)
         violations += [f"{script}, {durability}, {kind.name} at {at}: {what}" for what in wrong]
         shutil.rmtree(path)
@@ -329,3 +342,38 @@ def _finish_graph(path: Path, script: str, durability: str, vector_sync: Any) ->
         if {key.partition("/")[0] for entry in log for key in entry["put"]} != GRAPHS[script][1]:
             wrong.append(f"the run ended with {log}")
     return wrong
+
+
+def fail_while_recovering(root: str, kind: Kind, vector_sync: Any, left_at: Sequence[int]) -> tuple[int, list[str]]:
+    """A second fault, at every point of opening, replaying and closing what a first one left behind."""
+    violations: list[str] = []
+    struck = 0
+    for first in left_at:
+        start = Path(root) / uuid4().hex
+        start.mkdir(parents=True)
+        _run_once(start, FaultPoints(first, Crash(), for_ever=True), KINDS[3], vector_sync, FACTS)
+        left = contents(start / "memory.db")
+        for second in count(1):
+            path = Path(root) / uuid4().hex
+            shutil.copytree(start, path)
+            points = FaultPoints(second, kind.error("a fault"), for_ever=kind.for_ever)
+            _run_once(path, points, kind, vector_sync, [lambda run: run.memory.flush()])
+            wrong = examine(path, [left], vector_sync)
+            violations += [f"left at {first}, {kind.name} at {second}: {what}" for what in wrong]
+            shutil.rmtree(path)
+            if not points.struck:
+                break
+            struck += 1
+    return struck, violations
+
+
+def _run_once(path: Path, points: FaultPoints, kind: Kind, vector_sync: Any, operations: Sequence[Operation]) -> None:
+    """Open, operate and close, whatever fails on the way."""
+    with suppress(Exception, Crash):
+        memory = _opened(path, points, kind, vector_sync)
+        for operation in operations:
+            with suppress(Exception, Crash):
+                operation(Run(path, memory))
+        with suppress(Exception, Crash):
+            memory.close()
+    points.heal()

@@ -163,11 +163,15 @@ def write(sender: int, setup: Setup, path: Path, reached: Mapping[str, int], unt
     def go_on(writer: str) -> None:
         act = converse if writer.startswith("graph") else operate
         n = reached[writer]
-        while until is None or n < until:
-            os.write(sender, f"begun {writer} {n}\n".encode())
-            act(memory, writer, n)
-            n += 1
-            os.write(sender, f"done {writer} {n}\n".encode())
+        try:
+            while until is None or n < until:
+                os.write(sender, f"begun {writer} {n}\n".encode())
+                act(memory, writer, n)
+                n += 1
+                os.write(sender, f"done {writer} {n}\n".encode())
+        except BaseException as error:
+            os.write(sender, f"failed {writer} {error!r}\n".encode())
+            raise
 
     with opened(setup, path, switch.point) as memory:
         threads = [threading.Thread(target=go_on, args=(writer,)) for writer in setup.writers]
@@ -202,11 +206,13 @@ def run_and_kill(
         raise RuntimeError(f"the writers died with status {status}")
     found = {writer: Reached(n, n) for writer, n in reached.items()}
     for line in b"".join(told).decode().splitlines():
-        what, writer, n = line.split()
+        what, writer, n = line.split(" ", 2)
         if what == "begun":
             found[writer].begun = int(n) + 1
-        else:
+        elif what == "done":
             found[writer].done = int(n)
+        else:
+            raise RuntimeError(f"writer {line}")
     return status != 0, found
 
 

@@ -95,7 +95,7 @@ class Life:
             if "edge" in broken:  # the node has left its output: LangGraph takes it for finished
                 broken.discard("edge")
                 raise Trouble("edge")
-            return "plan" if state["rounds"] % self.rounds else END
+            return "plan" if state.get("rounds", 0) % self.rounds else END
 
         inner = self._subgraph(node, execute) if self.subgraph else None
 
@@ -166,6 +166,10 @@ class Do:
                 self._invoke(graph, None, THREAD)
             case "update":
                 graph.update_state(THREAD, {"log": []}, as_node="plan")
+            case "end":
+                graph.update_state(THREAD, None, as_node=END)
+            case "copy":
+                graph.update_state(past, None, as_node="__copy__")
             case "fork":
                 graph.update_state(past, {"log": []}, as_node="plan")
                 self._invoke(graph, None, THREAD)
@@ -229,13 +233,14 @@ lives = st.builds(
 operations = st.builds(
     Do,
     what=st.sampled_from(
-        ["invoke", "invoke", "resume", "resume", "go_on", "update", "fork", "replay", "rerun", "restart", "restart"]
+        ["invoke", "invoke", "resume", "resume", "go_on", "update", "end", "copy", "fork", "replay", "rerun",
+         "restart", "restart"]
     ),
     breaks=st.sampled_from(["", "", "", "plan", "left", "right", "gate", "around", "after", "edge", "first", "ask"]),
     at=st.integers(0, 20),
     durability=st.sampled_from(["sync", "async", "exit"]),
     use_async=st.booleans(),
-)
+)  # fmt: skip
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
@@ -270,6 +275,12 @@ def test_a_run_that_saves_at_exit_tells_new_input_from_a_resume_after_a_fork() -
     new_input, resume = Do("invoke", durability="exit"), Do("resume", durability="exit")
     outcomes = live(Life(gate=True), [Do("invoke"), fork, new_input, resume, Do("invoke"), fork, resume])
     assert outcomes == ["interrupted"] * 3 + ["finished"] + ["interrupted"] * 2 + ["finished"]
+
+
+def test_an_update_that_snapshots_a_delta_channel_does_not_end_the_step() -> None:
+    """LangGraph moves the versions that nodes have seen then, as the end of a step does."""
+    outcomes = live(Life(gate=True), [Do("invoke"), Do("fork", at=1), Do("update"), Do("go_on"), Do("resume")])
+    assert outcomes[-2:] == ["interrupted", "finished"]
 
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])

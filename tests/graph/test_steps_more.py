@@ -128,7 +128,8 @@ def test_a_run_cancelled_at_any_moment_and_resumed(memory: MemoryStore, durabili
             await live(str(n), 0.002 * n)
 
     asyncio.run(lives())
-    in_state = {done for one in memory.checkpointer.list(None) for done in one.checkpoint["channel_values"].get("log", [])}
+    states = [one.checkpoint["channel_values"] for one in memory.checkpointer.list(None)]
+    in_state = {done for state in states for done in state.get("log", [])}
     assert len(in_state) >= 20
     assert ids(memory) == in_state
 

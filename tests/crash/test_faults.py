@@ -1,0 +1,63 @@
+"""A fault before and after every operation of the seams, and in every SQL statement, once and for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forks import Hosts, in_child
+from seams import KINDS, STATEMENTS, Kind, fail_everywhere, fail_while_recovering
+
+MODES = ("atomic", "deferred")
+
+
+def in_process(check: Any, *args: Any) -> tuple[int, list[str]]:
+    """Run a check in a process of its own, where it may start threads."""
+    found: tuple[int, list[str]] = in_child(check, *args, timeout=300)
+    return found
+
+
+def run(hosts: Hosts, path: Path, scripts: Sequence[str], kinds: Sequence[Kind], stride: int = 1) -> None:
+    calls = [
+        (fail_everywhere, str(path), script, kind, mode, stride)
+        for script in scripts
+        for kind in kinds
+        for mode in MODES
+    ]
+    outcomes = hosts.map(in_process, calls)
+    for call, (struck, violations) in zip(calls, outcomes, strict=True):
+        print(f"{call[2]:8} {call[3].name:22} {call[4]:8} {struck:4} faults, {len(violations)} violations")
+    assert not [violation for _, violations in outcomes for violation in violations]
+    assert all(struck > 5 for struck, _ in outcomes)
+
+
+def test_faults_of_calls(hosts: Hosts, quick_path: Path) -> None:
+    run(hosts, quick_path, ["facts", "upkeep", "line"], KINDS)
+
+
+def test_faults_of_statements(hosts: Hosts, quick_path: Path) -> None:
+    run(hosts, quick_path, ["facts", "upkeep", "line"], STATEMENTS, stride=5)
+
+
+def test_faults_during_recovery(hosts: Hosts, quick_path: Path) -> None:
+    calls = [
+        (fail_while_recovering, str(quick_path), kind, mode, left_at)
+        for kind in KINDS[1:3]
+        for mode in MODES
+        for left_at in ((30, 45), (60, 75))
+    ]
+    outcomes = hosts.map(in_process, calls)
+    assert not [violation for _, violations in outcomes for violation in violations]
+    assert sum(struck for struck, _ in outcomes) > 50
+
+
+@pytest.mark.slow
+def test_faults_of_every_statement(hosts: Hosts, quick_path: Path) -> None:
+    run(hosts, quick_path, ["facts", "upkeep", "line", "fan out"], STATEMENTS)
+
+
+@pytest.mark.slow
+def test_faults_of_calls_in_a_fan_out(hosts: Hosts, quick_path: Path) -> None:
+    run(hosts, quick_path, ["fan out"], KINDS)
