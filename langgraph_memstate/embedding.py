@@ -251,5 +251,3 @@ def _as_text(value: Any) -> list[str]:
     if isinstance(value, str | int | float | bool):
         return [str(value)]
     return [json.dumps(value, sort_keys=True, ensure_ascii=False)]
-
-

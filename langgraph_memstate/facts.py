@@ -51,9 +51,7 @@ def check_namespace(namespace: object) -> Namespace:
         raise NamespaceError(f"a namespace is a non-empty tuple of strings, not {namespace!r}")
     for label in labels:
         if not isinstance(label, str) or not label:
-            raise NamespaceError(
-                f"namespace {namespace!r}: label {label!r} is not a non-empty string"
-            )
+            raise NamespaceError(f"namespace {namespace!r}: label {label!r} is not a non-empty string")
         if not _is_unicode(label):
             raise NamespaceError(f"namespace {namespace!r}: {label!r} is not valid Unicode")
     return tuple(labels)

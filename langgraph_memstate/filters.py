@@ -73,15 +73,9 @@ def _matches(value: Any, wanted: Any) -> bool:
     if isinstance(wanted, Mapping):
         if any(key.startswith("$") for key in wanted):
             return all(_OPERATORS[op](value, operand) for op, operand in wanted.items())
-        return isinstance(value, Mapping) and all(
-            _matches(value.get(key), inner) for key, inner in wanted.items()
-        )
+        return isinstance(value, Mapping) and all(_matches(value.get(key), inner) for key, inner in wanted.items())
     if isinstance(wanted, list | tuple):
-        return (
-            isinstance(value, list | tuple)
-            and len(value) == len(wanted)
-            and all(map(_matches, value, wanted))
-        )
+        return isinstance(value, list | tuple) and len(value) == len(wanted) and all(map(_matches, value, wanted))
     return _equal(value, wanted)
 
 

@@ -87,11 +87,7 @@ class VectorIndex:
         inside its step has seen it already. The model is called outside of any snapshot: it may take long, and an async
         one may need the very thread that waits to read.
         """
-        texts = {
-            (draft.version, ord_): text
-            for draft in drafts
-            for ord_, text in enumerate(self.texts(draft))
-        }
+        texts = {(draft.version, ord_): text for draft in drafts for ord_, text in enumerate(self.texts(draft))}
         hashes = {text: text_hash(text) for text in texts.values()}
         with storage.snapshot() as reader:
             known = reader.embeddings(self.model, list(hashes.values()))

@@ -255,9 +255,7 @@ class MemoryStore:
         facts = [fact] if isinstance(fact, Fact) else list(fact)
         drafts = []
         for one in facts:
-            origin = Origin(
-                thread_id=one.thread_id or thread_id, actor=one.actor or actor, reason=one.reason or reason
-            )
+            origin = Origin(thread_id=one.thread_id or thread_id, actor=one.actor or actor, reason=one.reason or reason)
             namespace, key = one.address
             drafts.append(self.draft_put(namespace, key, one.payload, type=one.type, origin=origin))
         self.write(drafts)
@@ -365,9 +363,7 @@ class MemoryStore:
         view = self.view()
         if not self._outbox.indexes:
             raise IndexConfigError("semantic search needs an index: open the memory with index=… or add a hook")
-        found = view.search(
-            _prefix(namespace), matches=compile_filter(filter), query=query, limit=limit, offset=offset
-        )
+        found = view.search(_prefix(namespace), matches=compile_filter(filter), query=query, limit=limit, offset=offset)
         return [Fact.of(record, score) for record, score in found]
 
     def history(self, namespace: str | Namespace, key: str) -> list[LogEntry]:

@@ -72,9 +72,7 @@ class View:
         check_page(limit, offset)
         found: list[tuple[Record, float | None]] = []
         for staged in self._settled():
-            here = {
-                address: draft for address, draft in staged.items() if address[0][: len(prefix)] == prefix
-            }
+            here = {address: draft for address, draft in staged.items() if address[0][: len(prefix)] == prefix}
             if query is None or self._index is None:
                 found = [(record, None) for record in self._by_time(prefix, matches, here, offset + limit)]
             else:
@@ -89,9 +87,7 @@ class View:
         pending = [record for draft in newest_first if (record := _pending(draft)) is not None]
         with self._storage.snapshot() as reader:
             committed = (
-                record
-                for record in reader.items(prefix, time.time())
-                if (record.namespace, record.key) not in staged
+                record for record in reader.items(prefix, time.time()) if (record.namespace, record.key) not in staged
             )
             both = (record for source in (pending, committed) for record in source)
             if matches is not None:
@@ -125,9 +121,7 @@ class View:
         rows, _, vectors = index.embed(drafts, self._storage)
         records = {draft.version: record for draft in drafts if (record := _pending(draft)) is not None}
         return [
-            ScoredRow(
-                records[row.version], vector_id(row.version, row.ord), row.ord, to_bytes(vectors[row.vector_id])
-            )
+            ScoredRow(records[row.version], vector_id(row.version, row.ord), row.ord, to_bytes(vectors[row.vector_id]))
             for row in rows
         ]
 

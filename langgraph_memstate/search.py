@@ -75,9 +75,7 @@ def exact(
         return best(query, reader.vectors(index.name, index.model, prefix, now), matches, count)
 
 
-def best(
-    query: Vector, rows: Iterable[ScoredRow], matches: Predicate | None, count: int
-) -> list[Scored]:
+def best(query: Vector, rows: Iterable[ScoredRow], matches: Predicate | None, count: int) -> list[Scored]:
     """Score rows against a query; an item with several vectors counts once, by its nearest."""
     scored: dict[str, Scored] = {}
     for row in rows:

@@ -263,7 +263,8 @@ def test_facts_get_distinct_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    "fact", [Fact("", {}), Fact("note", {}, namespace=()), Fact("note", {}, id=""), Fact(5, {})]  # type: ignore[arg-type]
+    "fact",
+    [Fact("", {}), Fact("note", {}, namespace=()), Fact("note", {}, id=""), Fact(5, {})],  # type: ignore[arg-type]
 )
 def test_a_fact_without_a_valid_address_is_refused(fact: Fact) -> None:
     with pytest.raises(MemStateError):

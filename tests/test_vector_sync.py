@@ -5,10 +5,9 @@ Every state is looked at twice: answered by a scan over SQL, and by the index, w
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -47,11 +46,9 @@ from truth import (
 
 from langgraph_memstate import Fact, MemoryStore, SQLiteStorage
 from langgraph_memstate.errors import EmbeddingError, IndexConfigError, TransientError, VectorSyncError
-from langgraph_memstate.hooks.base import VectorRecord
 from langgraph_memstate.hooks.chroma import ChromaSyncHook
 from langgraph_memstate.index import VectorIndex
 from langgraph_memstate.outbox import Outbox
-from langgraph_memstate.testing.faults import FaultyHook
 
 ROOT = Path(__file__).parents[1]
 FIRST = notes(12)
@@ -533,8 +530,8 @@ def test_a_removal_that_comes_after_the_second_upsert(
             assert removed.wait(10)
 
     removed = threading.Event()
+    monkeypatch.setattr(VectorIndex, "apply", pause)
     with pytest.raises(VectorSyncError):
-        monkeypatch.setattr(VectorIndex, "apply", pause)
         memory.land(drafts)
     assert deleting.wait(10)
     memory.land(drafts)
@@ -570,18 +567,22 @@ def test_a_version_superseded_while_its_vector_is_sent(deferred: MemoryStore, da
     check_settled(deferred, database)
 
 
-def test_a_commit_of_another_process_during_a_rebuild_is_not_lost(database: Path) -> None:
-    """It finds the directory taken, so it leaves its vectors in the outbox that the rebuild is about to replace."""
+def test_a_commit_of_somebody_else_during_a_rebuild_is_not_lost(database: Path) -> None:
+    """It cannot reach the index, so it leaves its vectors in the outbox that the rebuild is about to replace."""
     with open_memory(database) as memory:
         commit(memory, FIRST)
     shutil.rmtree(directory(database))
-    with MemoryStore.open(database) as unaware:
-        hook = faulty_chroma(database)
-        hook.meanwhile("reset", lambda: unaware.commit(note("during", "green tea")), late=True)
+    away = faulty_chroma(database)
+    away.go_away()
+    hook = faulty_chroma(database)
+    with open_memory(database, vectors=away, vector_sync="deferred") as other, MemoryStore.open(database) as unaware:
+        hook.meanwhile("reset", lambda: commit(other, {"during": "green tea"}), late=True)
+        hook.meanwhile("reset", lambda: commit(unaware, {"unaware": "green tea in the morning"}), late=True)
         with open_memory(database, vectors=hook) as memory:
-            check_search(memory, FIRST | {"during": "green tea"})
+            current = FIRST | {"during": "green tea", "unaware": "green tea in the morning"}
+            check_search(memory, current)
             memory.flush()
-            check_search(memory, FIRST | {"during": "green tea"})
+            check_search(memory, current)
             check_settled(memory, database)
 
 
@@ -696,4 +697,486 @@ def test_writers_readers_and_replay_at_once(database: Path) -> None:
         assert not wrong
         memory.flush()
         check_search(memory, steady | FIRST | {f"w{writer}": "trains to berlin 24" for writer in range(3)})
+        check_settled(memory, database)
+
+
+# -- an index that is lost, damaged or somebody else's ----------------------------------------------------
+
+
+@pytest.mark.parametrize("vector_sync", ["atomic", "deferred"])
+def test_a_directory_deleted_while_closed(database: Path, vector_sync: Any) -> None:
+    with open_memory(database, vector_sync=vector_sync) as memory:
+        commit(memory, FIRST)
+    shutil.rmtree(directory(database))
+    model = Words()
+    hook = faulty_chroma(database)
+    hook.fail("apply")  # look before anything is rebuilt
+    with open_memory(database, model=model, vectors=hook, vector_sync=vector_sync) as memory:
+        check_search(memory, FIRST)
+        hook.heal()
+        memory.flush()
+        check_search(memory, FIRST)
+        check_settled(memory, database)
+        assert set(model.texts).isdisjoint(FIRST.values()), "SQL holds the embeddings"
+
+
+def test_a_marker_left_behind_condemns_the_collection(database: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with open_memory(database) as memory:
+        commit(memory, FIRST)
+        collection = collection_of(memory)
+    (directory(database) / f"INFLIGHT-{collection.id}").touch()
+    with open_memory(database) as memory:
+        assert any("is suspect" in record.message for record in caplog.records)
+        check_search(memory, FIRST)
+        memory.flush()
+        check_search(memory, FIRST)
+        check_settled(memory, database)
+        assert collection_of(memory).id != collection.id
+    assert rows(database, "SELECT generation FROM indexes") == [(2,)]
+
+
+def collection_of(memory: MemoryStore) -> Any:
+    chroma = hook_of(memory).inner
+    assert isinstance(chroma, ChromaSyncHook)
+    return chroma._collection
+
+
+def test_a_rebuild_that_is_killed_starts_again(database: Path) -> None:
+    texts = notes(120)
+    with open_memory(database) as memory:
+        commit(memory, texts)
+    shutil.rmtree(directory(database))
+    for method, call in (("reset", 1), ("apply", 1), ("apply", 2)):
+        killed = python(
+            """
+hook = faulty_chroma(database)
+seen = []
+def die(*args):
+    seen.append(args)
+    if len(seen) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+hook.fail(sys.argv[2], late=True, only=die)
+with open_memory(database, vectors=hook) as memory:
+    memory.flush()
+""",
+            database, method, call,
+        )  # fmt: skip
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with open_memory(database) as memory:
+        check_search(memory, texts)
+        memory.flush()
+        check_search(memory, texts)
+        check_settled(memory, database)
+
+
+@pytest.mark.parametrize("change", [{"dims": DIMS + 1}, {"model": "another"}], ids=["dims", "model"])
+def test_another_model_is_refused(database: Path, change: dict[str, Any]) -> None:
+    with open_memory(database) as memory:
+        commit(memory, FIRST)
+    before = dump(database)
+    index = {"dims": DIMS, "embed": Words(), "fields": ["text"]} | change
+    with pytest.raises(IndexConfigError, match="words"):
+        MemoryStore.open(database, index=index)
+    assert dump(database) == before
+    with open_memory(database) as memory:
+        check_search(memory, FIRST)
+
+
+def test_the_collection_of_another_database_is_rebuilt(database: Path, tmp_path: Path) -> None:
+    """A directory that was copied, or a database file that was swapped: the vectors in it are not ours."""
+    other = tmp_path / "other.db"
+    with open_memory(other) as memory:
+        commit(memory, notes(8, start=50))
+    with open_memory(database) as memory:
+        commit(memory, FIRST)
+    shutil.rmtree(directory(database))
+    shutil.copytree(directory(other), directory(database))
+    with open_memory(database) as memory:
+        check_search(memory, FIRST)
+        memory.flush()
+        check_search(memory, FIRST)
+        check_settled(memory, database)
+    with open_memory(other) as memory:
+        check_search(memory, notes(8, start=50))
+        check_settled(memory, other)
+
+
+def test_a_collection_dropped_at_runtime(memory: MemoryStore, database: Path) -> None:
+    drop_collection(memory)
+    check_search(memory, FIRST)
+    with pytest.raises(VectorSyncError):
+        commit(memory, {"new": "green tea"})
+    assert memory.get("note", "new") is None
+    report = memory.verify().indexes[0]
+    assert (report.reachable, report.index) == (False, "chroma:memory")
+    assert report.error
+    assert memory.repair().ok
+    check_search(memory, FIRST)
+    check_settled(memory, database)
+    commit(memory, {"new": "green tea"})
+    check_search(memory, FIRST | {"new": "green tea"})
+
+
+# -- verify and repair ----------------------------------------------------------------------------------------
+
+
+def test_verify_finds_what_differs_and_repair_mends_it(memory: MemoryStore, database: Path) -> None:
+    collection = collection_of(memory)
+    (lost,) = (row[0] for row in rows(database, "SELECT version FROM items WHERE key = 'n3'"))
+    ghosts = ["00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"]
+    collection.delete(ids=[lost])
+    green = np.array(vector_of("green tea in the morning"), np.float32)
+    collection.add(ids=ghosts, embeddings=[green, green], metadatas=[{"ns0": "note\x1f"}] * 2)
+    before = dump(database)
+    report = memory.verify()
+    assert not report.ok
+    (index,) = report.indexes
+    assert (index.index, index.reachable, index.error) == ("chroma:memory", True, None)
+    assert (index.missing, index.orphaned) == ((lost,), tuple(ghosts))
+    assert (index.pending, index.quarantined, index.unembedded) == (0, 0, 0)
+    assert dump(database) == before, "verify changes nothing"
+    found = memory.search("green tea in the morning", limit=20)
+    assert {fact.id for fact in found} <= FIRST.keys(), "a ghost is never shown"
+    assert memory.repair().ok
+    check_search(memory, FIRST)
+    check_settled(memory, database)
+
+
+def test_verify_during_commits_sees_no_phantoms(memory: MemoryStore) -> None:
+    """Reading the index and SQL takes two looks, between which a commit may land."""
+    hook = hook_of(memory)
+    hook.meanwhile("ids", lambda: commit(memory, {"new": "green tea", "n0": "a cat"}), late=True)
+    report = memory.verify().indexes[0]
+    assert (report.missing, report.orphaned) == ((), ())
+
+
+def test_facts_from_before_the_hook(database: Path) -> None:
+    with MemoryStore.open(database) as memory:
+        commit(memory, FIRST)
+        memory.delete("note", "n0")
+    current = {key: text for key, text in FIRST.items() if key != "n0"}
+    model = Words()
+    hook = faulty_chroma(database)
+    model.error = RuntimeError("the model is away")
+    with open_memory(database, model=model, vectors=hook) as memory:
+        report = memory.verify().indexes[0]
+        assert (report.pending, report.unembedded, report.missing) == (11, 0, ())
+        with pytest.raises(EmbeddingError):
+            memory.search("green tea")  # rather than an answer that misses what is not embedded
+        model.error = None
+        check_search(memory, current)
+        memory.flush()
+        check_search(memory, current)
+        check_settled(memory, database)
+        assert sorted(set(model.texts) & set(FIRST.values())) == sorted(current.values())
+
+
+def test_facts_of_a_process_without_the_index(database: Path) -> None:
+    with open_memory(database) as memory:
+        commit(memory, FIRST)
+        with MemoryStore.open(database) as unaware:
+            commit(unaware, {"n0": "trains to paris", "new": "green tea"})
+            unaware.delete("note", "n1")
+        current = FIRST | {"n0": "trains to paris", "new": "green tea"}
+        del current["n1"]
+        check_search(memory, current)
+        memory.flush()
+        check_search(memory, current)
+        check_settled(memory, database)
+
+
+def test_a_value_the_model_refuses_does_not_stop_search(database: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Written by a process without the index; with it, the commit would have been refused."""
+
+    class Picky(Words):
+        strict = True
+
+        def __call__(self, texts: Any) -> Any:
+            if self.strict and any(len(text) > 1000 for text in texts):
+                raise ValueError("too long for the model")
+            return super().__call__(texts)
+
+    model = Picky()
+    with open_memory(database, model=model) as memory, MemoryStore.open(database) as unaware:
+        commit(unaware, FIRST | {"long": "green tea " * 200})
+        check_search(memory, FIRST)
+        memory.flush()
+        report = memory.verify()
+        assert not report.ok
+        assert report.indexes[0].unembedded == 1
+        assert any("quarantined" in record.message for record in caplog.records)
+        model.strict = False
+        assert memory.repair().ok
+        check_search(memory, FIRST | {"long": "green tea " * 200})
+        check_settled(memory, database)
+
+
+def test_unembedded_values_are_reported_and_embedded(memory: MemoryStore, database: Path) -> None:
+    """However they came about: here the rows are removed by hand."""
+    with memory.storage.snapshot() as reader:
+        (version,) = [record.version for record in reader.items((), time.time()) if record.key == "n3"]
+    edit(database, "DELETE FROM vectors WHERE version = ?", version)
+    report = memory.verify().indexes[0]
+    assert (report.unembedded, report.missing, report.orphaned) == (1, (), (version,))
+    assert memory.repair().ok
+    check_search(memory, FIRST)
+    check_settled(memory, database)
+
+
+def edit(database: Path, statement: str, *parameters: object) -> None:
+    connection = sqlite3.connect(database)
+    with connection:
+        connection.execute(statement, parameters)
+    connection.close()
+
+
+def test_values_without_text_are_not_called_unembedded(memory: MemoryStore) -> None:
+    memory.commit([Fact("note", {"number": 1}, id="no text"), note("blank", "   ")])
+    memory.store.put(("note",), "unindexed", {"text": "green tea"}, index=False)
+    assert memory.verify().ok
+
+
+# -- more than one index ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def double(database: Path) -> Iterator[MemoryStore]:
+    """A memory with two collections in one directory: one embeds the text, the other the title."""
+    with open_memory(database, vectors=faulty_chroma(database, text_field="text")) as memory:
+        memory.add_hook(faulty_chroma(database, "titles", text_field="title", metadata_fields=["title"]))
+        memory.commit([note(key, text, title=f"title {key}") for key, text in FIRST.items()])
+        yield memory
+
+
+def test_two_hooks_follow_one_log(double: MemoryStore, database: Path) -> None:
+    double.delete("note", "n0")
+    double.commit(note("n1", "green tea", title="another title"))
+    double.commit(note("untitled", "black coffee"))
+    double.flush()
+    current = FIRST | {"n1": "green tea", "untitled": "black coffee"}
+    del current["n0"]
+    check_search(double, current)
+    check_settled(double, database)
+    assert len(held_ids(double, 0)) == 12
+    assert len(held_ids(double, 1)) == 11
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_of_two_indexes_fails(double: MemoryStore, database: Path, failing: int) -> None:
+    before = dump(database, without=["embeddings"])
+    held = held_ids(double, 0), held_ids(double, 1)
+    hook_of(double, failing).fail("apply", times=1, late=True)
+    with pytest.raises(VectorSyncError):
+        double.commit(note("new", "green tea", title="new title"))
+    double.flush()
+    assert dump(database, without=["embeddings"]) == before
+    assert (held_ids(double, 0), held_ids(double, 1)) == held
+    check_search(double, FIRST)
+    check_settled(double, database)
+
+
+def test_one_of_two_indexes_is_away(double: MemoryStore, database: Path) -> None:
+    """In deferred mode the other one goes on."""
+    double._outbox.mode = "deferred"
+    hook_of(double, 0).go_away()
+    double.commit(note("new", "green tea", title="new title"))
+    eventually(lambda: held_ids(double, 1) == wanted_ids(database, "chroma:titles"))
+    assert held_ids(double, 0) != wanted_ids(database)
+    check_search(double, FIRST | {"new": "green tea"})
+    with pytest.raises(VectorSyncError):
+        double.flush()
+    hook_of(double, 0).heal()
+    double.flush()
+    check_settled(double, database)
+
+
+def test_two_models_of_one_name_are_told_apart(database: Path) -> None:
+    def backwards(texts: Any) -> Any:
+        return [vector_of(text)[::-1] for text in texts]
+
+    def forwards(texts: Any) -> Any:
+        return [vector_of(text) for text in texts]
+
+    with MemoryStore(SQLiteStorage(database)) as memory:
+        memory.add_hook(faulty_chroma(database, "one", embedding=forwards))
+        with pytest.raises(IndexConfigError, match="model"):
+            memory.add_hook(faulty_chroma(database, "two", embedding=backwards))
+        backwards.model = "backwards"  # type: ignore[attr-defined]
+        memory.add_hook(faulty_chroma(database, "two", embedding=backwards))
+        commit(memory, FIRST)
+        assert rows(database, "SELECT model, count(*) FROM embeddings GROUP BY model") == [
+            ("backwards", 12),
+            ("function", 12),
+        ]
+
+
+# -- how often the model is asked ---------------------------------------------------------------------------------
+
+
+def test_a_text_is_embedded_once(database: Path) -> None:
+    model = Words()
+    with open_memory(database, model=model, vectors=faulty_chroma(database, text_field="text")) as memory:
+        memory.add_hook(faulty_chroma(database, "again", text_field="text"))
+        hook_of(memory).fail("apply", times=1)
+        drafts = drafts_of(memory, FIRST | {"same": FIRST["n0"]})
+        with pytest.raises(VectorSyncError):
+            memory.land(drafts)
+        memory.land(drafts)
+        commit(memory, FIRST)
+        memory.delete("note", "n0")
+        commit(memory, {"n0": FIRST["n0"]})
+        memory.flush()
+        assert sorted(model.texts) == sorted(FIRST.values())
+    shutil.rmtree(directory(database))
+    with open_memory(database, model=model, vectors=faulty_chroma(database, text_field="text")) as memory:
+        memory.add_hook(faulty_chroma(database, "again", text_field="text"))
+        commit(memory, FIRST)
+        memory.flush()
+        assert memory.repair().ok
+    assert sorted(model.texts) == sorted(FIRST.values())
+
+
+# -- what the user brings -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ephemeral() -> Iterator[Any]:
+    client = chromadb.EphemeralClient()
+    yield client
+    for collection in client.list_collections():
+        client.delete_collection(collection.name)
+
+
+class Model(Embeddings):
+    """A LangChain model over the same vectors."""
+
+    model = "words"
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [vector_of(text) for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return vector_of(text)
+
+
+@pytest.mark.parametrize("kind", ["client", "collection", "langchain", "hook"])
+@pytest.mark.parametrize("how", ["open", "add_hook"])
+@pytest.mark.parametrize("where", ["in memory", "directory"])
+def test_objects_of_the_user(database: Path, ephemeral: Any, kind: str, how: str, where: str) -> None:
+    index = {"dims": DIMS, "embed": Model(), "fields": ["text"]}
+    for _ in range(2):  # again on what the first one left
+        client = (
+            ephemeral if where == "in memory" else chromadb.PersistentClient(str(database.with_name("user.chroma")))
+        )
+        given = {
+            "client": lambda: client,
+            "collection": lambda: client.get_or_create_collection("mine", embedding_function=None),
+            "langchain": lambda: Chroma("mine", Model(), client=client),
+            "hook": lambda: ChromaSyncHook(client=client, collection_name="mine"),
+        }[kind]()
+        if how == "open":
+            memory = MemoryStore.open(database, index=index, vectors=given)
+        else:
+            memory = MemoryStore(SQLiteStorage(database), index=index)
+            memory.add_hook(given if isinstance(given, ChromaSyncHook) else ChromaSyncHook(given))
+        with memory:
+            commit(memory, FIRST)
+            memory.flush()
+            check_search(memory, FIRST)
+            assert memory.verify().ok
+            name = "memory" if kind == "client" else "mine"
+            assert set(client.get_collection(name).get()["ids"]) == wanted_ids(database, f"chroma:{name}")
+
+
+def test_the_public_usage_spelled_out(database: Path, ephemeral: Any) -> None:
+    chroma = ephemeral
+    chroma.create_collection("memory", embedding_function=None)
+    memory = MemoryStore(SQLiteStorage(str(database)), index={"dims": DIMS, "embed": vectors_of, "fields": ["content"]})
+    memory.add_hook(
+        ChromaSyncHook(client=chroma, collection_name="memory", text_field="content", metadata_fields=["role"])
+    )
+    with memory:
+        memory.commit(Fact(type="profile_update", payload={"content": "User prefers vegetarian", "role": "preference"}))
+        (found,) = memory.search("vegetarian food")
+        assert found.payload["content"] == "User prefers vegetarian"
+        assert found.score == pytest.approx(cosine("vegetarian food", "User prefers vegetarian"), abs=1e-6)
+        stored = chroma.get_collection("memory").get(include=["metadatas", "documents"])
+        assert stored["ids"] == [found.version]
+        assert stored["metadatas"][0]["role"] == "preference"
+        assert stored["documents"] in (None, [None])
+
+
+def vectors_of(texts: Any) -> Any:
+    return [vector_of(text) for text in texts]
+
+
+def test_the_three_lines_most_users_need(database: Path) -> None:
+    with MemoryStore.open(database, index={"dims": DIMS, "embed": vectors_of, "fields": ["text"]}) as memory:
+        commit(memory, FIRST)
+        check_search(memory, FIRST)
+        assert memory.verify().ok
+    assert (directory(database) / "chroma.sqlite3").is_file()
+
+
+# -- two processes --------------------------------------------------------------------------------------------------
+
+SECOND = """
+from langgraph_memstate.hooks.base import IndexState
+with open_memory(database) as memory:
+    index = memory._outbox.indexes[0]
+    assert index.state is IndexState.BUSY
+    print("open", flush=True)
+    texts = notes(200, start=1000)
+    for key, text in texts.items():
+        memory.commit(note(key, text))
+    found = {fact.id for fact in memory.search(QUERIES[0], limit=500)}
+    assert found >= texts.keys()
+    memory.flush()
+    assert not memory.verify().indexes[0].reachable
+    print("wrote", flush=True)
+    sys.stdin.readline()
+    eventually(lambda: index.state is IndexState.OK)
+    memory.commit(note("alone", "green tea"))
+    memory.flush()
+    check_settled(memory, database)
+    print("owner", flush=True)
+"""
+
+
+def test_two_processes_on_one_database(database: Path, path_of_search: str) -> None:
+    ours, theirs = notes(200), notes(200, start=1000)
+    with open_memory(database) as memory:
+        other = subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + SECOND, str(database)],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stderr is not None
+        try:
+            if other.stdout.readline() != "open\n":
+                pytest.fail(other.stderr.read())
+            for key, text in ours.items():
+                memory.commit(note(key, text))
+            if other.stdout.readline() != "wrote\n":
+                pytest.fail(other.stderr.read())
+            check_search(memory, ours | theirs)
+            eventually(lambda: held_ids(memory) == wanted_ids(database))  # the owner applies what the other left
+            check_search(memory, ours | theirs)
+            memory.flush()
+            check_settled(memory, database)
+            memory.close()
+            print(file=other.stdin, flush=True)
+            if other.stdout.readline() != "owner\n":
+                pytest.fail(other.stderr.read())
+        finally:
+            other.stdin.close()
+            other.wait(30)
+            other.stdout.close()
+            errors = other.stderr.read()
+            other.stderr.close()
+    assert other.returncode == 0, errors
+    assert rows(database, "PRAGMA integrity_check") == [("ok",)]
+    with open_memory(database) as memory:
+        check_search(memory, ours | theirs | {"alone": "green tea"})
         check_settled(memory, database)

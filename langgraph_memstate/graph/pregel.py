@@ -6,8 +6,8 @@ write set: cleared when the task is retried, dropped when it fails, applied when
 marker there under `__no_writes__`, a channel that LangGraph skips when it applies writes.
 
 A subgraph's tasks do not know the task they run inside of. As it enters a graph, in the context of whoever invokes it,
-LangGraph asks the store for its truth value (`Runtime.merge`), and a graph that checkpoints loads its checkpoint; at both
-moments `enter_graph` notes the invoking task.
+LangGraph asks the store for its truth value (`Runtime.merge`), and a graph that checkpoints loads its checkpoint; at
+both moments `enter_graph` notes the invoking task.
 
 Where something is not as expected, `StagingError` is raised at the first write: nothing is guessed.
 """

@@ -403,8 +403,8 @@ def _sees(task: RunningTask, entry: _Entry) -> bool:
             return mine.inside is not None  # another subgraph that the same task ran
         if mine.checkpoint_id != theirs.checkpoint_id:
             return True  # an earlier step of this run
-        # The same step: parallel tasks are isolated. A call knows what its callers wrote; they and their other calls know
-        # what it wrote once it has returned.
+        # The same step: parallel tasks are isolated. A call knows what its callers wrote; they and their other calls
+        # know what it wrote once it has returned.
         if pregel.calls(theirs.path, mine.path):
             return True
         called_by_us = any(pregel.calls(path, theirs.path) for path in (mine.path, mine.caller) if path is not None)

@@ -123,9 +123,7 @@ class MemStateStore(BaseStore):
 
         `options` are those of `MemoryStore.open`; the memory closes with the context.
         """
-        return Opening(
-            lambda: MemoryStore.open(url, index=index, **options), lambda memory: cls(memory, ttl=ttl)
-        )
+        return Opening(lambda: MemoryStore.open(url, index=index, **options), lambda memory: cls(memory, ttl=ttl))
 
     def setup(self) -> Any:
         """Nothing is left to do once the memory is open. May be called or awaited, as upstream's."""
@@ -235,9 +233,7 @@ def _times(record: Record) -> dict[str, datetime]:
 
 
 def _item(record: Record) -> Item:
-    return Item(
-        namespace=record.namespace, key=record.key, value=decode_value(record.value), **_times(record)
-    )
+    return Item(namespace=record.namespace, key=record.key, value=decode_value(record.value), **_times(record))
 
 
 def _search_item(record: Record, score: float | None) -> SearchItem:

@@ -309,9 +309,7 @@ class Reader(ABC):
 
     # checkpoints
     @abstractmethod
-    def checkpoint(
-        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
-    ) -> StoredCheckpoint | None:
+    def checkpoint(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
         """That checkpoint, or the latest of the namespace; its writes in the order LangGraph applies them."""
 
     @abstractmethod
@@ -368,15 +366,11 @@ class Reader(ABC):
         """How many current vectors lie under a prefix, counting no further than `ceiling`."""
 
     @abstractmethod
-    def vectors(
-        self, index: str, model: str, prefix: Sequence[str], now: float
-    ) -> Iterator[ScoredRow]:
+    def vectors(self, index: str, model: str, prefix: Sequence[str], now: float) -> Iterator[ScoredRow]:
         """Every current, unexpired version under a prefix with its vectors."""
 
     @abstractmethod
-    def vectors_by_id(
-        self, index: str, model: str, ids: Sequence[str], now: float
-    ) -> list[ScoredRow]:
+    def vectors_by_id(self, index: str, model: str, ids: Sequence[str], now: float) -> list[ScoredRow]:
         """Every vector of the current, unexpired versions that the ids belong to."""
 
     @abstractmethod

@@ -80,9 +80,7 @@ class SQLiteStorage(Storage):
         if self._writer is not None:
             raise StorageError(f"{self._path} is open already; one memory owns one storage")
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-            raise DatabaseOpenError(
-                f"SQLite {sqlite3.sqlite_version} is too old: 3.37 or later is needed"
-            )
+            raise DatabaseOpenError(f"SQLite {sqlite3.sqlite_version} is too old: 3.37 or later is needed")
         self._pid = os.getpid()
         try:
             self._make_parent()
@@ -106,9 +104,7 @@ class SQLiteStorage(Storage):
             raise DatabaseOpenError(f"{self._path} is a folder; name a file in it")
 
     def _connect(self) -> sqlite3.Connection:
-        conn = sqlite3.connect(
-            self._path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
-        )
+        conn = sqlite3.connect(self._path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False)
         try:
             conn.execute("PRAGMA foreign_keys=ON")
             conn.execute("PRAGMA synchronous=FULL")
@@ -153,9 +149,7 @@ class SQLiteStorage(Storage):
         (version,) = conn.execute("PRAGMA user_version").fetchone()
         (tables,) = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application_id != APPLICATION_ID and (tables or application_id):
-            raise DatabaseOpenError(
-                f"{self._path} is a SQLite database of another program; choose a file of its own"
-            )
+            raise DatabaseOpenError(f"{self._path} is a SQLite database of another program; choose a file of its own")
         if version > len(MIGRATIONS):
             raise NewerSchemaError(
                 f"{self._path} has schema {version}; this release knows {len(MIGRATIONS)}. "
@@ -178,8 +172,7 @@ class SQLiteStorage(Storage):
                 continue
             if mode != "wal" and self._path.name:
                 raise DatabaseOpenError(
-                    f"{self._path}: no write-ahead log here (journal mode {mode}); "
-                    "use a local file system"
+                    f"{self._path}: no write-ahead log here (journal mode {mode}); use a local file system"
                 )
             return
 
@@ -196,9 +189,7 @@ class SQLiteStorage(Storage):
         # The shared transaction is gone. One commit may be to blame, so each gets its own.
         return [outcome for commit in commits for outcome in self.apply((commit,))]
 
-    def _apply_together(
-        self, conn: sqlite3.Connection, commits: Sequence[Commit]
-    ) -> list[BaseException | None]:
+    def _apply_together(self, conn: sqlite3.Connection, commits: Sequence[Commit]) -> list[BaseException | None]:
         outcomes: list[BaseException | None] = []
         conn.execute("BEGIN IMMEDIATE")
         try:
@@ -246,8 +237,7 @@ class SQLiteStorage(Storage):
             raise StorageClosedError(f"{self._path} is closed; open the memory again")
         if os.getpid() != self._pid:
             raise StorageClosedError(
-                "this process was forked from the one that opened the database; "
-                "open the memory again in the child"
+                "this process was forked from the one that opened the database; open the memory again in the child"
             )
 
     # -- reading ------------------------------------------------------------------------------------

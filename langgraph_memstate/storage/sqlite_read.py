@@ -63,9 +63,7 @@ class SQLiteReader(Reader):
 
     # -- checkpoints --------------------------------------------------------------------------------
 
-    def checkpoint(
-        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
-    ) -> StoredCheckpoint | None:
+    def checkpoint(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
         if checkpoint_id is not None:
             row = self._one(
                 f"SELECT {_CHECKPOINT} FROM checkpoints WHERE {THIS_STEP}",
@@ -180,10 +178,7 @@ class SQLiteReader(Reader):
         return sorted(decode_namespace(ns) for (ns,) in rows)
 
     def expired(self, now: float) -> list[Record]:
-        return [
-            _record(row)
-            for row in self._rows(f"SELECT {_ITEM} FROM items WHERE expires_at <= ?", now)
-        ]
+        return [_record(row) for row in self._rows(f"SELECT {_ITEM} FROM items WHERE expires_at <= ?", now)]
 
     def log(
         self,
@@ -215,9 +210,7 @@ class SQLiteReader(Reader):
     def embeddings(self, model: str, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}
         for text_hash in hashes:
-            row = self._one(
-                "SELECT vector FROM embeddings WHERE model = ? AND text_hash = ?", model, text_hash
-            )
+            row = self._one("SELECT vector FROM embeddings WHERE model = ? AND text_hash = ?", model, text_hash)
             if row is not None:
                 found[text_hash] = row[0]
         return found
@@ -230,18 +223,14 @@ class SQLiteReader(Reader):
         )  # fmt: skip
         return int(row[0]) if row else 0
 
-    def vectors(
-        self, index: str, model: str, prefix: Sequence[str], now: float
-    ) -> Iterator[ScoredRow]:
+    def vectors(self, index: str, model: str, prefix: Sequence[str], now: float) -> Iterator[ScoredRow]:
         for row in self._rows(
             f"{_SCORED} WHERE items.ns >= ? AND items.ns < ? AND {_LIVE}",
             index, model, *namespace_range(prefix), now,
         ):  # fmt: skip
             yield _scored(row)
 
-    def vectors_by_id(
-        self, index: str, model: str, ids: Sequence[str], now: float
-    ) -> list[ScoredRow]:
+    def vectors_by_id(self, index: str, model: str, ids: Sequence[str], now: float) -> list[ScoredRow]:
         return [
             _scored(row)
             for row in self._rows(
@@ -278,9 +267,7 @@ class SQLiteReader(Reader):
         ]  # fmt: skip
 
     def pending_upserts(self, index: str) -> list[str]:
-        rows = self._rows(
-            "SELECT vector_id FROM outbox WHERE index_name = ? AND op = 'upsert'", index
-        )
+        rows = self._rows("SELECT vector_id FROM outbox WHERE index_name = ? AND op = 'upsert'", index)
         return [vector_id for (vector_id,) in rows]
 
     def pending_deletes(self, index: str) -> int:

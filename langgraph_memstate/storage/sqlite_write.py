@@ -121,8 +121,7 @@ def _copy_thread(conn: sqlite3.Connection, op: CopyThread) -> None:
     }
     for table, copied in columns.items():
         conn.execute(
-            f"INSERT OR REPLACE INTO {table} (thread_id, {copied}) "
-            f"SELECT ?, {copied} FROM {table} WHERE thread_id = ?",
+            f"INSERT OR REPLACE INTO {table} (thread_id, {copied}) SELECT ?, {copied} FROM {table} WHERE thread_id = ?",
             (op.target, op.source),
         )
 
@@ -131,14 +130,11 @@ def _copy_thread(conn: sqlite3.Connection, op: CopyThread) -> None:
 
 
 def _stage(conn: sqlite3.Connection, op: Stage) -> None:
-    known = conn.execute(
-        f"SELECT 1 FROM staged WHERE {THIS_STEP} AND task_id = ?", (*op.step, op.task_id)
-    ).fetchone()
+    known = conn.execute(f"SELECT 1 FROM staged WHERE {THIS_STEP} AND task_id = ?", (*op.step, op.task_id)).fetchone()
     if known:
         return  # like the task's writes: the first account of a finished task stays
     conn.executemany(
-        "INSERT INTO staged SELECT ?, ?, ?, ?, ?, ?, ?, ? "
-        "WHERE NOT EXISTS (SELECT 1 FROM facts WHERE version = ?)",
+        "INSERT INTO staged SELECT ?, ?, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM facts WHERE version = ?)",
         [
             (*op.step, op.task_id, ord_, op.task_path, draft.version, draft.dumps(), draft.version)
             for ord_, draft in enumerate(op.drafts)
@@ -150,9 +146,7 @@ def _unstage(conn: sqlite3.Connection, op: Unstage) -> None:
     if op.task_id is None:
         conn.execute(f"DELETE FROM staged WHERE {THIS_STEP}", op.step)
     else:
-        conn.execute(
-            f"DELETE FROM staged WHERE {THIS_STEP} AND task_id = ?", (*op.step, op.task_id)
-        )
+        conn.execute(f"DELETE FROM staged WHERE {THIS_STEP} AND task_id = ?", (*op.step, op.task_id))
 
 
 def _drain(conn: sqlite3.Connection, op: Drain) -> None:
@@ -199,9 +193,7 @@ def _append(conn: sqlite3.Connection, op: Append) -> None:
             _leave_to_embed(conn, draft.version, unknown)
 
 
-def _log(
-    conn: sqlite3.Connection, seq: int, commit_id: int, ns: str, draft: Draft, supersedes: str | None
-) -> None:
+def _log(conn: sqlite3.Connection, seq: int, commit_id: int, ns: str, draft: Draft, supersedes: str | None) -> None:
     origin = draft.origin
     conn.execute(
         "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -334,9 +326,7 @@ def _put_index_meta(conn: sqlite3.Connection, op: PutIndexMeta) -> None:
             "SELECT ?, 'embed', version, version, 0 FROM items ORDER BY seq",
             (op.index,),
         )
-    conn.execute(
-        "INSERT OR REPLACE INTO indexes VALUES (?, ?, ?, ?)", (op.index, op.model, op.dims, op.generation)
-    )
+    conn.execute("INSERT OR REPLACE INTO indexes VALUES (?, ?, ?, ?)", (op.index, op.model, op.dims, op.generation))
 
 
 def _json(value: object) -> str | None:

@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.parametrize("durability", conversations.DURABILITIES)
 def test_a_conversation_survives_its_agents(durability: str, tmp_path: Path) -> None:
     rng = random.Random(durability)
-    words = "I you we like have saw met the a my cat garden train letter yesterday often never maybe".split()
+    words = ["I", "you", "like", "saw", "met", "the", "cat", "garden", "train", "letter", "yesterday", "often"]
     turns = [(f"t{n:03}", " ".join(rng.choices(words, k=8)) + f" {n}") for n in range(60)]
     report = conversations.conversation(str(tmp_path / "talk.db"), "talk", turns, durability, seed=7, patience=1.2)
     print(durability, report)

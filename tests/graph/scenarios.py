@@ -93,7 +93,9 @@ class Env:
         graph = StateGraph(State)
         for name, run in nodes:
             graph.add_node(name, run, **options.get(name, {}))
-        for before, after in zip((START, *(name for name, _ in nodes)), (*(name for name, _ in nodes), END)):
+        for before, after in zip(
+            (START, *(name for name, _ in nodes)), (*(name for name, _ in nodes), END), strict=True
+        ):
             graph.add_edge(before, after)
         return graph
 

@@ -59,23 +59,23 @@ def second(state: State, *, store: BaseStore) -> State:
 
 @pytest.mark.parametrize("late", ["put", "put_writes"])
 def test_put_and_put_writes_in_either_order(memory: MemoryStore, late: str) -> None:
-    class Delayed(MemStateCheckpointer):
-        order: list[str] = []
+    order: list[str] = []
 
+    class Delayed(MemStateCheckpointer):
         def put(self, *args: Any) -> Any:
             time.sleep(0.05 if late == "put" else 0)
             result = super().put(*args)
-            self.order.append("put")
+            order.append("put")
             return result
 
         def put_writes(self, *args: Any) -> None:
             time.sleep(0.05 if late == "put_writes" else 0)
             super().put_writes(*args)
-            self.order.append("put_writes")
+            order.append("put_writes")
 
     saver = Delayed(memory)
     compile_line(memory, saver, first, second).invoke({"log": []}, THREAD, durability="async")
-    assert saver.order[-1] == late
+    assert order[-1] == late
     assert {item.key for item in memory.store.search(NAMESPACE)} == {"first", "second"}
     assert len(memory.history(NAMESPACE, "first")) == len(memory.history(NAMESPACE, "second")) == 1
     assert memory.stats()["staged"] == 0

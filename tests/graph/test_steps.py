@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Iterator
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ Cell = tuple[str, bool, str]  # scenario, sync, durability
 
 
 @pytest.fixture(scope="module")
-def fresh_process() -> Iterator[Any]:
+def fresh_process() -> Any:
     """Runs a function in a process of its own, forked from one that has done nothing but import."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["scenarios"])
@@ -29,7 +28,7 @@ def fresh_process() -> Iterator[Any]:
         with context.Pool(1) as pool:
             return pool.apply_async(function, args).get(timeout=120)
 
-    yield run
+    return run
 
 
 def cells(name: str) -> list[Cell]:

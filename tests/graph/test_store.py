@@ -481,8 +481,7 @@ OPERATOR = st.sampled_from(["$eq", "$ne", "$gt", "$gte", "$lt", "$lte"])
 FILTER = st.none() | st.fixed_dictionaries(
     {},
     optional={
-        "n": st.integers(-2, 11)
-        | st.dictionaries(OPERATOR, st.integers(-2, 11), min_size=1),
+        "n": st.integers(-2, 11) | st.dictionaries(OPERATOR, st.integers(-2, 11), min_size=1),
         "x": SCALAR | st.lists(SCALAR, max_size=2) | st.fixed_dictionaries({"$ne": SCALAR | st.lists(SCALAR)}),
     },
 )
