@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from langgraph_memstate import Fact, MemoryStore
+from langgraph_memstate import Fact, MemoryStore, search
+from langgraph_memstate.facts import Draft
 from langgraph_memstate.hooks.chroma import ChromaSyncHook
 from langgraph_memstate.testing.faults import FaultyHook
 
+ROOT = Path(__file__).parents[1]
 DIMS = 64
 QUERIES = ("green tea in the morning", "trains to berlin", "a cat on the roof")
 TOPICS = ("green tea", "black coffee", "trains to berlin", "a cat", "the roof", "morning runs")
@@ -85,11 +89,62 @@ def hook_of(memory: MemoryStore, number: int = 0) -> FaultyHook:
     return hook
 
 
+def drafts_of(memory: MemoryStore, texts: Mapping[str, str]) -> list[Draft]:
+    return [memory.draft_put(("note",), key, {"text": text}, type="note") for key, text in texts.items()]
+
+
+def collection_of(memory: MemoryStore) -> Any:
+    chroma = hook_of(memory).inner
+    assert isinstance(chroma, ChromaSyncHook)
+    return chroma._collection
+
+
+def drop_collection(memory: MemoryStore) -> None:
+    """Lose the vectors behind the memory's back."""
+    chroma = hook_of(memory).inner
+    assert isinstance(chroma, ChromaSyncHook)
+    chroma._client.delete_collection("memory")
+
+
+def command(script: str, *arguments: object) -> list[str]:
+    """Runs a script in a process of its own, with the names of this module at hand."""
+    return [sys.executable, "-c", _PRELUDE + script, *map(str, arguments)]
+
+
+def python(script: str, *arguments: object, timeout: float = 90) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(script, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+_PRELUDE = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, "tests")
+from truth import *
+database = Path(sys.argv[1])
+"""
+
+
 # -- what must hold ---------------------------------------------------------------------------------
 
 
+@contextmanager
+def exact_below(candidates: int) -> Iterator[None]:
+    """Have search scan SQL for so few candidates, and ask the index for more."""
+    usual, search.EXACT_BELOW = search.EXACT_BELOW, candidates
+    try:
+        yield
+    finally:
+        search.EXACT_BELOW = usual
+
+
 def check_search(memory: MemoryStore, texts: Mapping[str, str], queries: Iterable[str] = QUERIES) -> None:
-    """Search finds exactly these notes, the nearest first, with their exact cosine."""
+    """Search finds exactly these notes, the nearest first, with their exact cosine: by the index, and by a scan."""
+    for candidates in (2, 2_000):
+        with exact_below(candidates):
+            _check_search(memory, texts, queries)
+
+
+def _check_search(memory: MemoryStore, texts: Mapping[str, str], queries: Iterable[str]) -> None:
     for query in queries:
         scores = {key: cosine(query, text) for key, text in texts.items()}
         best = sorted(scores.values(), reverse=True)

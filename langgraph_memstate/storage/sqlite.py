@@ -30,6 +30,7 @@ from langgraph_memstate.storage.sqlite_write import run_op
 APPLICATION_ID = 0x4D656D53  # "MemS", in the file's header
 MIGRATIONS = ("sqlite_0001.sql",)
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
+_OF_ONE_COMMIT = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError)  # the transaction goes on
 
 
 def storage_error(error: sqlite3.Error, doing: str) -> StorageError:
@@ -207,16 +208,14 @@ class SQLiteStorage(Storage):
         try:
             for op in commit:
                 run_op(conn, op)
-        except MemStateError as error:
+        except Exception as error:
+            if isinstance(error, sqlite3.Error) and not isinstance(error, _OF_ONE_COMMIT):
+                raise
             conn.execute("ROLLBACK TO one")
             conn.execute("RELEASE one")
-            return error
-        except (
-            sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError, OverflowError, TypeError, ValueError,
-        ) as error:  # fmt: skip
-            conn.execute("ROLLBACK TO one")
-            conn.execute("RELEASE one")
-            failure = StorageError(f"a value does not fit the database: {error}")
+            if isinstance(error, MemStateError):
+                return error
+            failure = StorageError(f"a value does not fit the database: {error!r}")
             failure.__cause__ = error
             return failure
         conn.execute("RELEASE one")

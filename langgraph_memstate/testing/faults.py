@@ -153,14 +153,14 @@ class FaultPoints:
 
 
 class FaultyStorage(Storage):
-    """Another storage, with a point before and after every commit group, and before and after every snapshot.
+    """Another storage, which calls `point` before and after every group of commits and every snapshot.
 
-    A fault after a group strikes once it has landed: its callers are told of an error, and cannot know.
+    What `point` raises after a group strikes when it has landed: its callers are told of an error, and cannot know.
     """
 
-    def __init__(self, inner: Storage, points: FaultPoints) -> None:
+    def __init__(self, inner: Storage, point: Callable[[], object]) -> None:
         self.inner = inner
-        self._point = points.point
+        self._point = point
 
     def open(self) -> str:
         return self.inner.open()

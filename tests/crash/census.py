@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
 
-from audit import audit, journal_ids, vector_ids
+from audit import audit, facts_of_checkpoints, journal_ids, vector_ids
 from forks import KILLED, KillSwitch, in_child
 from journal_hook import INDEX, JournalHook
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -304,6 +304,7 @@ def survey(cell: Cell, path: Path, died: bool) -> Count:
                 report = env.memory.verify()
                 if not report.ok:
                     result.violations.append(f"verify: {report}")
+                result.violations += _disagreements(env.memory, path / "memory.db")
         if env.memory is not None:
             result.violations += audit(path / "memory.db", settled=True)
         if cell.side == "memstate":
@@ -313,6 +314,17 @@ def survey(cell: Cell, path: Path, died: bool) -> Count:
         return result
 
     return asyncio.run(run())
+
+
+def _disagreements(memory: MemoryStore, database: Path) -> list[str]:
+    """Every checkpoint of the thread says what was remembered as it committed, not the latest alone."""
+    facts = facts_of_checkpoints(database, "t")
+    found: list[str] = []
+    for stored in memory.checkpointer.list(THREAD):
+        log = stored.checkpoint["channel_values"].get("log", [])
+        if not compare(log, sorted(facts[stored.checkpoint["id"]])).clean:
+            found.append(f"checkpoint {stored.metadata} does not agree with the facts of its time")
+    return found
 
 
 class frozen_outbox:

@@ -182,10 +182,18 @@ class Hosts:
             raise AssertionError(result)
         return result
 
+    def check(self, calls: Sequence[tuple[Any, ...]]) -> list[tuple[int, list[str]]]:
+        """Call checks, each with its arguments, in processes of their own, which may start threads."""
+        return self.map(_in_patience, calls)
+
     def map(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Spread calls over the hosts; results in the order of the calls."""
         with ThreadPoolExecutor(self._count) as pool:
             return list(pool.map(lambda args: self.run(function, *args), calls))
+
+
+def _in_patience(function: Callable[..., Any], *args: Any) -> Any:
+    return in_child(function, *args, timeout=600.0)
 
 
 def _serve(connection: Connection) -> None:

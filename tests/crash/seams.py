@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -128,7 +128,7 @@ def open_faulty(path: Path, points: FaultPoints, kind: Kind, vector_sync: Any) -
     hook = FaultyHook(JournalHook(path / "index.journal"))
     storage: Any = SQLiteStorage(path / "memory.db")
     if kind.seam == "calls":
-        storage = FaultyStorage(storage, points)
+        storage = FaultyStorage(storage, points.point)
         points.watch(hook)
     memory = MemoryStore(storage, index=INDEX, vector_sync=vector_sync)
     try:
@@ -185,7 +185,7 @@ def try_operations(
     points = FaultPoints(at, kind.error("a fault"), for_ever=kind.for_ever)
     violations: list[str] = []
     landed = 0
-    with suppress(OSError, Crash, Exception) if kind.for_ever else suppress():
+    with suppress(Exception, Crash) if kind.for_ever else nullcontext():
         memory = _opened(path, points, kind, vector_sync)
         try:
             run = Run(path, memory)
@@ -193,7 +193,7 @@ def try_operations(
                 violations += _try(run, operation, states[landed], states[landed + 1], landed, kind.for_ever)
             landed = len(operations)
         finally:
-            with suppress(Crash, OSError, Exception):
+            with suppress(Exception, Crash):
                 memory.close()
     points.heal()
     violations += [f"{name} outlived close()" for name in threads()]
@@ -208,7 +208,7 @@ def threads() -> list[str]:
 
 
 def _opened(path: Path, points: FaultPoints, kind: Kind, vector_sync: Any) -> MemoryStore:
-    with failing_statements(points) if kind.seam == "statements" else suppress():
+    with failing_statements(points) if kind.seam == "statements" else nullcontext():
         try:
             return open_faulty(path, points, kind, vector_sync)
         except (Exception, Crash):

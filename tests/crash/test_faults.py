@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from forks import Hosts, in_child
+from forks import Hosts
 from seams import KINDS, STATEMENTS, Kind, fail_everywhere, fail_while_recovering
 
 MODES = ("atomic", "deferred")
-
-
-def in_process(check: Any, *args: Any) -> tuple[int, list[str]]:
-    """Run a check in a process of its own, where it may start threads."""
-    found: tuple[int, list[str]] = in_child(check, *args, timeout=300)
-    return found
 
 
 def run(hosts: Hosts, path: Path, scripts: Sequence[str], kinds: Sequence[Kind], stride: int = 1) -> None:
@@ -26,7 +19,7 @@ def run(hosts: Hosts, path: Path, scripts: Sequence[str], kinds: Sequence[Kind],
         for kind in kinds
         for mode in MODES
     ]
-    outcomes = hosts.map(in_process, calls)
+    outcomes = hosts.check(calls)
     for call, (struck, violations) in zip(calls, outcomes, strict=True):
         print(f"{call[2]:8} {call[3].name:22} {call[4]:8} {struck:4} faults, {len(violations)} violations")
     assert not [violation for _, violations in outcomes for violation in violations]
@@ -48,7 +41,7 @@ def test_faults_during_recovery(hosts: Hosts, quick_path: Path) -> None:
         for mode in MODES
         for left_at in ((30, 45), (60, 75))
     ]
-    outcomes = hosts.map(in_process, calls)
+    outcomes = hosts.check(calls)
     assert not [violation for _, violations in outcomes for violation in violations]
     assert sum(struck for struck, _ in outcomes) > 50
 
