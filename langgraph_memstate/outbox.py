@@ -428,19 +428,19 @@ class Outbox:
         if left := self.waiting():
             raise VectorSyncError(f"{left} index entries could not be applied; they stay queued and are retried")
 
+    def reopen(self, index: VectorIndex) -> None:
+        """Open an index anew, and rebuild it where what is found is not what SQL expects.
+
+        Raises:
+            VectorSyncError: it cannot be reached.
+        """
+        with self._turn:
+            self._open(index)
+
     def mend(
-        self,
-        index: VectorIndex,
-        missing: Sequence[str],
-        orphaned: Sequence[str],
-        unembedded: Sequence[Draft],
-        *,
-        reopen: bool,
+        self, index: VectorIndex, missing: Sequence[str], orphaned: Sequence[str], unembedded: Sequence[Draft]
     ) -> None:
         """Queue what makes an index equal to SQL: entries that failed for good are tried again."""
-        if reopen:
-            with self._turn:
-                self._open(index)
         rows, fresh, _ = index.embed(unembedded, self._storage)
         with self._storage.snapshot() as reader:
             failed = [row for row in reader.outbox(index.name, due=None, limit=1_000_000_000) if row.attempts]

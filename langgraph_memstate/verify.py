@@ -94,9 +94,12 @@ def repair_index(storage: Storage, outbox: Outbox, index: VectorIndex) -> None:
     """Queue what makes one index equal to SQL, entries that had failed for good included."""
     outbox.settle_abandoned()
     report = verify_index(storage, index)
+    if not report.reachable:
+        outbox.reopen(index)
+        report = verify_index(storage, index)
     with storage.snapshot() as reader:
         unembedded = unembedded_drafts(reader, index)
-    outbox.mend(index, report.missing, report.orphaned, unembedded, reopen=not report.reachable)
+    outbox.mend(index, report.missing, report.orphaned, unembedded)
 
 
 def unembedded_drafts(reader: Reader, index: VectorIndex) -> list[Draft]:

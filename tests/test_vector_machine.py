@@ -152,7 +152,7 @@ class IndexedMemory(RuleBasedStateMachine):
         if marker is not None:
             marker.touch()
         if lost == "directory":
-            shutil.rmtree(directory(self.database))
+            shutil.rmtree(directory(self.database), ignore_errors=True)
         if lost:
             self.strangers = 0
         hook = faulty_chroma(self.database)

@@ -7,6 +7,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from langgraph_memstate import MemoryStore
+
 Rows = list[tuple[object, ...]]
 
 
@@ -107,6 +109,24 @@ def vector_ids(path: Path) -> set[str]:
     """Ids of the vectors of every current version, as SQL has them."""
     with closing(sqlite3.connect(path)) as connection:
         return {row[0] for row in connection.execute("SELECT vector_id FROM vectors JOIN items USING (version)")}
+
+
+def untrue_search(memory: MemoryStore, latest: int = 12) -> list[str]:
+    """What search by meaning says and SQL does not.
+
+    A search for everything finds every fact, once. A search for the text of one of the latest finds that text first,
+    even where the index has not heard of it: asking for a single fact leaves search no other reason to scan SQL.
+    """
+    facts = memory.query(limit=1_000_000)
+    wanted = sorted((fact.namespace, fact.id) for fact in facts)
+    found = sorted((fact.namespace, fact.id) for fact in memory.search("memory", limit=len(facts) + 10))
+    wrong = [] if found == wanted else [f"search finds {found} of {wanted}"]
+    for fact in facts[:latest]:
+        text = fact.payload["text"]
+        first = memory.search(text, limit=1)
+        if [one.payload["text"] for one in first] != [text]:
+            wrong.append(f"search for the text of {fact.id} finds {first}")
+    return wrong
 
 
 def journal_ids(path: Path) -> set[str]:

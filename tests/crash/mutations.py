@@ -15,8 +15,8 @@ from langgraph_memstate.commit import Writer
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.index import VectorIndex
 from langgraph_memstate.outbox import Outbox
-from langgraph_memstate.storage import sqlite, sqlite_write
-from langgraph_memstate.storage.base import Commit, Drain, PutVectors, Settle, Stage, Unstage
+from langgraph_memstate.storage import sqlite_write
+from langgraph_memstate.storage.base import Commit, Drain, PutEmbeddings, PutVectors, Settle, Stage, Unstage
 from langgraph_memstate.storage.sqlite import SQLiteStorage
 from langgraph_memstate.storage.sqlite_read import SQLiteReader
 
@@ -94,14 +94,11 @@ def _swallowed_error() -> None:
 
 
 def _early_acknowledgement() -> None:
-    land = Writer._land
-
     def acknowledge_first(self: Writer, group: Any) -> None:
         for _, future in group:
             future.set_result(None)
         self._storage.apply([commit for commit, _ in group])
 
-    assert land is not None
     Writer._land = acknowledge_first  # type: ignore[method-assign]
 
 
@@ -109,7 +106,7 @@ def _no_prepare_record() -> None:
     def land(self: Outbox, plan: Any, atomic: Any, commit: Commit) -> None:
         for index in atomic:
             self._send(index, plan.upserts[index.name])
-        embeddings = sqlite_write.PutEmbeddings(tuple(plan.fresh))
+        embeddings = PutEmbeddings(tuple(plan.fresh))
         self._writer.submit((embeddings, *commit)).result()
 
     Outbox._land = land  # type: ignore[method-assign]
@@ -119,7 +116,7 @@ def _log_first() -> None:
     """The step is committed before its vectors are stored, and nobody notes that they are missing."""
 
     def land(self: Outbox, plan: Any, atomic: Any, commit: Commit) -> None:
-        embeddings = sqlite_write.PutEmbeddings(tuple(plan.fresh))
+        embeddings = PutEmbeddings(tuple(plan.fresh))
         self._writer.submit((embeddings, *commit)).result()
         for index in atomic:
             self._send(index, plan.upserts[index.name])
@@ -155,7 +152,6 @@ def _deferred_work_forgotten() -> None:
 
 def _search_trusts_the_index() -> None:
     SQLiteReader.pending_upserts = lambda self, index: []  # type: ignore[method-assign]
-    SQLiteReader.vector_ids = lambda self, index, *, after=0: iter(())  # type: ignore[method-assign, misc]
 
 
 def _aborted_commit_keeps_its_vectors() -> None:
@@ -231,6 +227,3 @@ def find(root: str, number: int) -> list[str]:
         return mutation.check(root)
     except RuntimeError as error:  # a child died of the bug
         return [str(error)]
-
-
-assert sqlite.run_op is sqlite_write.run_op

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from census import DURABILITIES, Cell, Count, take_census
 from forks import Hosts
-from writers import Setup, kill_during_upkeep, kill_everywhere
+from writers import KINDS, Setup, kill_during_upkeep, kill_everywhere
 
 
 def cells(side: str, graph: str, vector_sync: str = "atomic") -> list[Cell]:
@@ -58,11 +57,11 @@ def test_a_killed_run_with_chroma(hosts: Hosts, quick_path: Path) -> None:
     assert_clean(census(hosts, quick_path, cells("chroma", "line")[:2], stride=15))
 
 
-@pytest.mark.parametrize("vector_sync", ["atomic", "deferred"])
-def test_a_memory_killed_between_its_first_open_and_its_close(hosts: Hosts, quick_path: Path, vector_sync: Any) -> None:
-    deaths, violations = hosts.run(kill_everywhere, str(quick_path), Setup(("one",), vector_sync), 5, 2)
-    assert not violations
-    assert deaths > 50
+def test_a_memory_killed_between_its_first_open_and_its_close(hosts: Hosts, quick_path: Path) -> None:
+    calls = [(str(quick_path), Setup(("one",), mode), KINDS, 2) for mode in ("atomic", "deferred")]
+    for deaths, violations in hosts.map(kill_everywhere, calls):
+        assert not violations
+        assert deaths > 50
 
 
 def test_pruning_and_deleting_a_thread_is_whole_or_absent(hosts: Hosts, quick_path: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
 
-from audit import audit, journal_ids, vector_ids
+from audit import audit, journal_ids, untrue_search, vector_ids
 from census import compare, frozen_outbox
 from forks import KILLED, KillSwitch, fork, in_child, wait_for
 from journal_hook import INDEX, JournalHook
@@ -283,15 +283,6 @@ def examine_graph(memory: MemoryStore, writer: str, reached: Reached) -> tuple[i
         wrong.append(f"{writer} was told {reached}, and its state has {len(log)} steps")
     # A turn whose steps have not all run is resumed under its own number.
     return len(log) // 2, wrong
-
-
-def untrue_search(memory: MemoryStore) -> list[str]:
-    """Search by meaning finds every current fact and nothing else."""
-    everything = {(fact.namespace, fact.id) for fact in memory.query(limit=1_000_000)}
-    found = [(fact.namespace, fact.id) for fact in memory.search("memory of one", limit=len(everything) + 10)]
-    if len(found) != len(set(found)) or set(found) != everything:
-        return [f"search misses {len(everything - set(found))}, invents {len(set(found) - everything)} facts"]
-    return []
 
 
 # -- the checks -------------------------------------------------------------------------------------

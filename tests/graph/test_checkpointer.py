@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langgraph.checkpoint.base import CheckpointTuple, empty_checkpoint
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED
+from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED, _DeltaSnapshot
 
 from langgraph_memstate import Fact, MemoryStore, MemStateCheckpointer, MemStateError
 from langgraph_memstate.errors import CommitRaced, FilterError, SerializationError, StorageClosedError
@@ -734,6 +734,37 @@ def test_prune_keeps_the_latest_of_each_namespace_with_its_values(saver: Face, m
     assert saver.list(None) == []
     with pytest.raises(ValueError, match="keep_latest"):
         saver.prune(["t"], strategy="keep_some")
+
+
+# -- delta channels ---------------------------------------------------------------------------------------
+
+
+def test_delta_history_is_what_langgraphs_own_walk_finds(saver: Face) -> None:
+    """Each channel ends at its own nearest stored value; other branches and the checkpoint's own writes stay out."""
+    trunk: list[Config] = []
+    for number, stored in enumerate([{}, {"a": ["A"]}, {}, {"b": _DeltaSnapshot(["B"])}, {}, {}]):
+        trunk.append(saver.step("t", stored, after=trunk[-1] if trunk else None))
+        for task, path in (("z", "~1"), ("a", "~2")):
+            saver.put_writes(trunk[-1], [("a", f"a{number}{task}"), ("b", f"b{number}{task}"), ("x", 0)], task, path)
+    branch = saver.step("t", {}, after=trunk[2])
+    saver.put_writes(branch, [("a", "own"), ("b", "own")], "task")
+
+    names = ["a", "b", "never"]
+    for config in (*trunk, branch, at("t"), at("nobody"), at("t", "", "no-such-checkpoint")):
+        found = saver.get_delta_channel_history(config=config, channels=names)
+        walked = BaseCheckpointSaver.get_delta_channel_history(saver.saver, config=config, channels=names)
+        assert found == walked
+    histories = saver.get_delta_channel_history(config=trunk[-1], channels=names)
+    assert histories["a"]["seed"] == ["A"], "a plain value, of a thread from before the channel was a delta channel"
+    assert [value for _, _, value in histories["a"]["writes"]] == [
+        "a1z", "a1a", "a2z", "a2a", "a3z", "a3a", "a4z", "a4a",
+    ]  # fmt: skip
+    assert histories["b"] == {
+        "seed": _DeltaSnapshot(["B"]),
+        "writes": [("z", "b", "b3z"), ("a", "b", "b3a"), ("z", "b", "b4z"), ("a", "b", "b4a")],
+    }
+    assert histories["never"] == {"writes": []}
+    assert saver.get_delta_channel_history(config=trunk[-1], channels=[]) == {}
 
 
 # -- wiring ---------------------------------------------------------------------------------------------
