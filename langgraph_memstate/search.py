@@ -44,18 +44,17 @@ def semantic(
         if asked:
             before, pending = reader.last_seq(), set(reader.pending_upserts(index.name))
             asked = len(pending) <= _MANY_PENDING
-            k = max(_FLOOR, count + reader.pending_deletes(index.name))
+            k = max(_FLOOR, count + 1 + reader.pending_deletes(index.name))
     while asked and k <= _CEILING and (proposed := index.propose(query, k, prefix)) is not None:
+        if len(proposed) < k:
+            break  # it holds less than SQL does
         with storage.snapshot() as reader:
             pending.update(reader.pending_upserts(index.name), reader.vector_ids(index.name, after=before))
             rows = reader.vectors_by_id(index.name, index.model, [*pending.union(proposed)], now)
         rows = [row for row in rows if _under(row.record.namespace, prefix)]
         found = best(query, rows, matches, count)
-        everything = len(proposed) < k
-        if len(found) == count and (everything or found[-1][0] > _horizon(query, rows, set(proposed))):
+        if len(found) == count and found[-1][0] > _horizon(query, rows, set(proposed)):
             return found
-        if everything:
-            break  # what is missing can only be in SQL
         k *= 2
     return exact(storage, index, query, prefix=prefix, matches=matches, count=count, now=now)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from langgraph_memstate.embedding import text_hash
 from langgraph_memstate.facts import Draft
+from langgraph_memstate.follower import Follower, draft_of
 from langgraph_memstate.index import VectorIndex
-from langgraph_memstate.outbox import Outbox, draft_of
 from langgraph_memstate.storage.base import Reader, Storage
 
 _ALL = 1_000_000_000
@@ -90,16 +90,16 @@ def _compare(storage: Storage, index: VectorIndex) -> IndexReport:
     )
 
 
-def repair_index(storage: Storage, outbox: Outbox, index: VectorIndex) -> None:
+def repair_index(storage: Storage, follower: Follower, index: VectorIndex) -> None:
     """Queue what makes one index equal to SQL, entries that had failed for good included."""
-    outbox.settle_abandoned()
+    follower.settle_abandoned()
     report = verify_index(storage, index)
     if not report.reachable:
-        outbox.reopen(index)
+        follower.reopen(index)
         report = verify_index(storage, index)
     with storage.snapshot() as reader:
         unembedded = unembedded_drafts(reader, index)
-    outbox.mend(index, report.missing, report.orphaned, unembedded)
+    follower.mend(index, report.missing, report.orphaned, unembedded)
 
 
 def unembedded_drafts(reader: Reader, index: VectorIndex) -> list[Draft]:

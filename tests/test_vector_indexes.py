@@ -25,6 +25,7 @@ from truth import (
     drafts_of,
     dump,
     eventually,
+    exact_below,
     faulty_chroma,
     held_ids,
     hook_of,
@@ -44,9 +45,10 @@ FIRST = notes(12)
 
 
 @pytest.fixture(autouse=True)
-def search_asks_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+def search_asks_the_index() -> Iterator[None]:
     """However few facts there are."""
-    monkeypatch.setattr("langgraph_memstate.search.EXACT_BELOW", 2)
+    with exact_below(2):
+        yield
 
 
 # -- more than one index ---------------------------------------------------------------------------

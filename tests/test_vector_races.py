@@ -20,6 +20,7 @@ from truth import (
     drafts_of,
     drop_collection,
     eventually,
+    exact_below,
     faulty_chroma,
     hook_of,
     notes,
@@ -40,9 +41,10 @@ class Crash(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def search_asks_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+def search_asks_the_index() -> Iterator[None]:
     """However few facts there are."""
-    monkeypatch.setattr("langgraph_memstate.search.EXACT_BELOW", 2)
+    with exact_below(2):
+        yield
 
 
 @pytest.fixture

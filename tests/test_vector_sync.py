@@ -21,6 +21,7 @@ from truth import (
     commit,
     dump,
     eventually,
+    exact_below,
     faulty_chroma,
     held_ids,
     hook_of,
@@ -45,9 +46,10 @@ class Crash(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def search_asks_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+def search_asks_the_index() -> Iterator[None]:
     """However few facts there are."""
-    monkeypatch.setattr("langgraph_memstate.search.EXACT_BELOW", 2)
+    with exact_below(2):
+        yield
 
 
 @pytest.fixture
@@ -251,7 +253,7 @@ def test_search_is_right_while_the_database_is_away(deferred: MemoryStore, datab
 
 
 def test_search_is_right_half_way_through_a_replay(deferred: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("langgraph_memstate.outbox._BATCH", 3)
+    monkeypatch.setattr("langgraph_memstate.follower._BATCH", 3)
     hook = hook_of(deferred)
     hook.go_away()
     current = change(deferred)
@@ -274,7 +276,7 @@ def test_search_is_right_half_way_through_a_replay(deferred: MemoryStore, monkey
 def test_retries_back_off(
     deferred: MemoryStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("langgraph_memstate.outbox._POLL", 0.01)
+    monkeypatch.setattr("langgraph_memstate.follower._POLL", 0.01)
     tries: list[float] = []
 
     def note_time(*args: object) -> bool:
@@ -293,7 +295,7 @@ def test_retries_back_off(
 def test_a_poisoned_entry_does_not_hold_up_its_neighbours(
     deferred: MemoryStore, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("langgraph_memstate.outbox.POISON_AFTER", 3)
+    monkeypatch.setattr("langgraph_memstate.follower.POISON_AFTER", 3)
     hook = hook_of(deferred)
     poison = note("poison", "green tea with sugar")
     hook.fail("apply", only=lambda upserts, deletes: any(record.id == version for record in upserts))
@@ -323,7 +325,7 @@ def test_a_poisoned_entry_does_not_hold_up_its_neighbours(
 def test_a_poisoned_entry_is_forgotten_with_its_fact(
     deferred: MemoryStore, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("langgraph_memstate.outbox.POISON_AFTER", 1)
+    monkeypatch.setattr("langgraph_memstate.follower.POISON_AFTER", 1)
     hook_of(deferred).fail("apply", only=lambda upserts, deletes: bool(upserts))
     commit(deferred, {"poison": "green tea"})
     eventually(lambda: deferred.verify().indexes[0].quarantined == 1)
@@ -334,7 +336,7 @@ def test_a_poisoned_entry_is_forgotten_with_its_fact(
 
 
 def test_an_outage_poisons_nothing(deferred: MemoryStore, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("langgraph_memstate.outbox.POISON_AFTER", 1)
+    monkeypatch.setattr("langgraph_memstate.follower.POISON_AFTER", 1)
     hook = hook_of(deferred)
     hook.go_away()
     current = change(deferred)
@@ -381,7 +383,7 @@ def test_a_database_that_is_away_at_open_is_followed_once_it_is_back(database: P
 
 
 def test_an_index_comes_back_without_being_asked_to(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("langgraph_memstate.outbox._REOPEN", 0.1)
+    monkeypatch.setattr("langgraph_memstate.follower._REOPEN", 0.1)
     hook = faulty_chroma(database)
     hook.go_away()
     with open_memory(database, vectors=hook, vector_sync="deferred") as memory:

@@ -128,13 +128,14 @@ database = Path(sys.argv[1])
 
 
 @contextmanager
-def exact_below(candidates: int) -> Iterator[None]:
-    """Have search scan SQL for so few candidates, and ask the index for more."""
-    usual, search.EXACT_BELOW = search.EXACT_BELOW, candidates
+def exact_below(candidates: int, floor: int = 3) -> Iterator[None]:
+    """Have search scan SQL for so few candidates, and ask the index for at least `floor` where there are more."""
+    usual = search.EXACT_BELOW, search._FLOOR
+    search.EXACT_BELOW, search._FLOOR = candidates, floor
     try:
         yield
     finally:
-        search.EXACT_BELOW = usual
+        search.EXACT_BELOW, search._FLOOR = usual
 
 
 def check_search(memory: MemoryStore, texts: Mapping[str, str], queries: Iterable[str] = QUERIES) -> None:

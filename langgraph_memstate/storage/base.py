@@ -216,12 +216,12 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class OutboxDone:
-    """Strike out applied entries: (id, the operation that was applied).
+    """Strike out applied entries; one whose operation changed since stays.
 
-    One whose operation changed since stays, and so does one whose vector a commit under way has prepared.
+    A vector that was removed and now belongs to a current version, or to a commit under way, is to be looked at again.
     """
 
-    entries: tuple[tuple[int, str], ...]
+    rows: tuple[OutboxRow, ...]
 
 
 @dataclass(frozen=True, slots=True)

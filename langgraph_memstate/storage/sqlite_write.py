@@ -281,11 +281,18 @@ def _settle(conn: sqlite3.Connection, op: Settle) -> None:
 
 
 def _outbox_done(conn: sqlite3.Connection, op: OutboxDone) -> None:
+    conn.executemany("DELETE FROM outbox WHERE id = ? AND op = ?", [(row.id, row.op) for row in op.rows])
+    removed = [(row.index_name, row.vector_id) for row in op.rows if row.op == "delete"]
     conn.executemany(
-        "DELETE FROM outbox WHERE id = ? AND op = ? AND (op = 'embed' OR NOT EXISTS ("
-        "SELECT 1 FROM prepared, json_each(vector_ids) "
-        "WHERE prepared.index_name = outbox.index_name AND json_each.value = outbox.vector_id))",
-        op.entries,
+        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
+        "SELECT index_name, 'upsert', vector_id, version, 0 FROM vectors JOIN items USING (version) "
+        "WHERE index_name = ? AND vector_id = ?",
+        removed,
+    )
+    conn.executemany(
+        "INSERT INTO outbox (index_name, op, vector_id, retry_at) SELECT ?1, 'delete', ?2, 0 WHERE EXISTS ("
+        "SELECT 1 FROM prepared, json_each(vector_ids) WHERE index_name = ?1 AND json_each.value = ?2)",
+        removed,
     )
 
 

@@ -121,6 +121,7 @@ async def opened(cell: Cell, path: Path, phase: int, point: Callable[[], None] =
     async with AsyncExitStack() as stack:
         if cell.side != "upstream":
             searching.EXACT_BELOW = -1  # ask the index, however few candidates there are
+            searching._FLOOR = 1
             memory = MemoryStore(SQLiteStorage(path / "memory.db"), index=INDEX, vector_sync=cell.vector_sync)
             stack.callback(memory.close)
             if cell.side == "chroma":

@@ -237,6 +237,7 @@ def examine(path: Path, states: Sequence[Any], vector_sync: Any, *, pruned: bool
     """Open the database without faults: it holds one of these states, and the index follows."""
     violations: list[str] = []
     searching.EXACT_BELOW = -1
+    searching._FLOOR = 1
     with MemoryStore(SQLiteStorage(path / "memory.db"), index=INDEX, vector_sync=vector_sync) as memory:
         if contents(path / "memory.db") not in states:
             violations.append("the database holds another state than it should")

@@ -72,18 +72,18 @@ def test_pruning_and_deleting_a_thread_is_whole_or_absent(hosts: Hosts, quick_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", [0, 1], ids=["first run", "resume"])
-def test_a_killed_fan_out_at_every_statement(hosts: Hosts, quick_path: Path, phase: int) -> None:
-    assert_clean(census(hosts, quick_path, cells("memstate", "fan out"), phase))
+def test_a_killed_fan_out_at_most_statements(hosts: Hosts, quick_path: Path, phase: int) -> None:
+    assert_clean(census(hosts, quick_path, cells("memstate", "fan out"), phase, stride=1 + phase))
     upstream = [count for _, count in census(hosts, quick_path, cells("upstream", "fan out"), phase)]
     assert all(count.bad_deaths for count in upstream)
 
 
 @pytest.mark.slow
 def test_a_killed_run_whose_index_follows_later(hosts: Hosts, quick_path: Path) -> None:
-    assert_clean(census(hosts, quick_path, cells("memstate", "line", "deferred")))
+    assert_clean(census(hosts, quick_path, cells("memstate", "line", "deferred"), stride=2))
 
 
 @pytest.mark.slow
 def test_a_killed_run_with_chroma_in_every_durability(hosts: Hosts, quick_path: Path) -> None:
     both = [*cells("chroma", "line"), *cells("chroma", "line", "deferred")]
-    assert_clean(census(hosts, quick_path, both, stride=9))
+    assert_clean(census(hosts, quick_path, both, stride=13))

@@ -140,6 +140,7 @@ def turns_of(memory: MemoryStore, writer: str) -> list[int]:
 @contextmanager
 def opened(setup: Setup, path: Path, point: Callable[[], None] = lambda: None) -> Iterator[MemoryStore]:
     searching.EXACT_BELOW = -1  # ask the index, however few candidates there are
+    searching._FLOOR = 1
     memory = MemoryStore(SQLiteStorage(path / "memory.db"), index=INDEX, vector_sync=setup.vector_sync)
     with memory:
         if setup.chroma:

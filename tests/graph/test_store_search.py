@@ -112,6 +112,7 @@ def indexed(request: pytest.FixtureRequest, model: Model, monkeypatch: pytest.Mo
     if request.param == "hook":
         vectors = Shelf()
         monkeypatch.setattr("langgraph_memstate.search.EXACT_BELOW", 0)  # ask the hook however few there are
+        monkeypatch.setattr("langgraph_memstate.search._FLOOR", 1)
     index = {"dims": DIMS, "embed": model, "fields": ["text"]}
     with MemoryStore.open(":memory:", index=index, vectors=vectors) as memory:
         yield memory

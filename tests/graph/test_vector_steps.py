@@ -144,9 +144,10 @@ def rounded(vector: Any) -> list[float]:
 
 
 @pytest.fixture(autouse=True)
-def search_asks_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+def search_asks_the_index() -> Iterator[None]:
     """However few facts there are."""
-    monkeypatch.setattr("langgraph_memstate.search.EXACT_BELOW", 2)
+    with exact_below(2):
+        yield
 
 
 @pytest.fixture

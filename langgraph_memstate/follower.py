@@ -1,0 +1,363 @@
+"""Replay: a thread that applies the outbox to the vector indexes.
+
+An entry of the outbox says that an index may be wrong about a vector; what is right, SQL says when it is applied. Only
+here are vectors removed, and never one that a commit under way has prepared: a commit that failed may be tried again
+with the same ids at any moment, in another process too.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from langgraph_memstate import prepared
+from langgraph_memstate.commit import Writer
+from langgraph_memstate.errors import (
+    EmbeddingError,
+    IndexConfigError,
+    MemStateError,
+    StorageClosedError,
+    TransientError,
+    VectorSyncError,
+)
+from langgraph_memstate.facts import Draft, IndexPaths, Record
+from langgraph_memstate.hooks.base import IndexState
+from langgraph_memstate.index import VectorIndex
+from langgraph_memstate.storage.base import (
+    Commit,
+    EmbeddingRow,
+    Op,
+    OutboxDone,
+    OutboxFailed,
+    OutboxRow,
+    PreparedRow,
+    PutEmbeddings,
+    PutVectors,
+    QueueIndex,
+    Reader,
+    RebuildIndex,
+    ScoredRow,
+    Settle,
+    Storage,
+    VectorRow,
+)
+
+logger = logging.getLogger("langgraph_memstate")
+
+POISON_AFTER = 8  # failures of one entry, with the database up, before it is served from SQL for good
+_POLL = 0.5  # seconds between looks for work that another process committed
+_REOPEN = 2.0  # seconds between tries to open an index that is away
+_BATCH = 50
+_HORIZON = 86_400.0  # seconds; every retry is nearer
+
+
+class Follower:
+    """Keeps indexes open and equal to SQL."""
+
+    def __init__(self, storage: Storage, writer: Writer, store_id: str) -> None:
+        self.indexes: list[VectorIndex] = []
+        self._store_id = store_id
+        self._storage = storage
+        self._writer = writer
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._turn = threading.Lock()  # one at a time opens or writes an index: the thread or a flush
+        self._rests: dict[str, tuple[int, float]] = {}  # by index or model: failures in a row, when it is tried again
+
+    # -- opening ------------------------------------------------------------------------------------
+
+    def attach(self, index: VectorIndex) -> None:
+        """Take one more index in. A database that is away is tried again in the background.
+
+        Raises:
+            IndexConfigError: it does not fit the database, or the other indexes.
+        """
+        for known in self.indexes:
+            if known.name == index.name:
+                raise IndexConfigError(
+                    f"index {index.name!r} is attached already; give the hook another collection_name"
+                )
+            if known.embedder.is_confused_with(index.embedder):
+                raise IndexConfigError(
+                    f"indexes {known.name!r} and {index.name!r} embed with different models that are both called "
+                    f"{index.model!r}; give each function or Embeddings object a `model` attribute of its own"
+                )
+        try:
+            self._open(index)
+        except VectorSyncError as error:
+            logger.warning("%s; search scans SQL meanwhile", error)
+        self.indexes.append(index)
+        if index.hook is not None:
+            self.settle_abandoned()
+            self._start()
+
+    def _open(self, index: VectorIndex) -> None:
+        """Open an index and queue a rebuild where one is needed."""
+        with self._storage.snapshot() as reader:
+            meta = reader.index_meta(index.name)
+        recorded, rebuild = index.open(self._store_id, meta)
+        ops: list[Op] = [] if meta == recorded else [recorded]
+        if rebuild:
+            ops.append(RebuildIndex(index.name))
+        if ops:
+            self._writer.submit(tuple(ops)).result()
+        index.ready()
+
+    def _reopen(self, *states: IndexState | None) -> None:
+        """Try indexes again that were away, or owned by another process."""
+        for index in self.indexes:
+            with self._turn:
+                if index.state in states:
+                    try:
+                        self._open(index)
+                    except (VectorSyncError, IndexConfigError) as error:
+                        logger.debug("still: %s", error)
+
+    def reopen(self, index: VectorIndex) -> None:
+        """Open an index anew, and rebuild it where what is found is not what SQL expects.
+
+        Raises:
+            VectorSyncError: it cannot be reached.
+        """
+        with self._turn:
+            self._open(index)
+
+    def settle_abandoned(self) -> None:
+        """Take back the vectors of commits whose process is gone."""
+        with self._storage.snapshot() as reader:
+            abandoned = [row for row in reader.prepared() if prepared.is_abandoned(row)]
+        for row in abandoned:
+            logger.info("taking back %d vectors of an unfinished commit", len(row.vector_ids))
+            self._settle(row)
+
+    def _settle(self, row: PreparedRow) -> None:
+        try:
+            self._writer.submit((Settle(row.id),)).result()
+        except TransientError as error:
+            logger.debug("a prepare record is not settled by us: %s", error)
+
+    # -- the thread ---------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._follow, name="memstate-outbox", daemon=True)
+            self._thread.start()
+        self._wake.set()
+
+    def _follow(self) -> None:
+        reopen_at = 0.0
+        while not self._stopping:
+            self._wake.wait(_POLL)
+            self._wake.clear()
+            if self._stopping:
+                return
+            try:
+                if time.monotonic() > reopen_at:
+                    reopen_at = time.monotonic() + _REOPEN
+                    self._reopen(None, IndexState.BUSY)
+                    self.settle_abandoned()
+                while self.replay() and not self._stopping:
+                    continue
+            except StorageClosedError:
+                return
+            except Exception as error:  # keep following: the next round may find the database well again
+                logger.warning("replaying the outbox failed: %r", error)
+
+    # -- replay -------------------------------------------------------------------------------------
+
+    def replay(self) -> bool:
+        """Apply one batch of due work to each index that is not resting after a failure. False when idle."""
+        busy = False
+        for index in self.indexes:
+            if self._is_rested(index.model):
+                try:
+                    busy = self._embed_batch(index) or busy
+                    self._rests.pop(index.model, None)
+                except EmbeddingError as error:
+                    self._rest(index.model, error)
+            if self._is_rested(index.name):
+                busy = self._replay(index) or busy
+        return busy
+
+    def catch_up(self, index: VectorIndex) -> None:
+        """Embed what processes without this index have committed, so that search does not miss it."""
+        while self._embed_batch(index):
+            continue
+
+    def _embed_batch(self, index: VectorIndex) -> bool:
+        # Takes no turn: an async model may need the very thread that waits for it. Twice is the same as once.
+        with self._storage.snapshot() as reader:
+            waiting = reader.to_embed(index.name, _BATCH)
+        try:
+            self._embed(index, waiting)
+        except EmbeddingError:
+            if not index.embedder.answers():
+                raise
+            for entry in waiting:
+                try:
+                    self._embed(index, (entry,))
+                except EmbeddingError as error:
+                    logger.warning("a value cannot be embedded and is quarantined: %s", error)
+                    self._writer.submit((OutboxFailed((entry[0],), repr(error)[:500], None),)).result()
+        return bool(waiting)
+
+    def _embed(self, index: VectorIndex, waiting: Sequence[tuple[int, Record | None, IndexPaths]]) -> None:
+        if waiting:
+            drafts = [draft_of(record, paths) for _, record, paths in waiting if record is not None]
+            rows, fresh, _ = index.embed(drafts, self._storage)
+            done = tuple(OutboxRow(id_, index.name, "embed", "", None, 0) for id_, _, _ in waiting)
+            self._writer.submit((*self._bind(index, rows, fresh), OutboxDone(done))).result()
+
+    @staticmethod
+    def _bind(index: VectorIndex, rows: Sequence[VectorRow], fresh: Sequence[EmbeddingRow]) -> Commit:
+        """Give versions that are in the log already their vectors; the index gets them through the outbox."""
+        deferred = frozenset((index.name,)) if index.hook is not None else frozenset()
+        return (PutEmbeddings(tuple(fresh)), PutVectors(tuple(rows), deferred))
+
+    def _replay(self, index: VectorIndex, tried: set[int] | None = None) -> bool:
+        """Apply one batch; False when there is nothing left to do now.
+
+        With `tried`, entries that wait for a retry are due as well, once: it collects those that failed again.
+        """
+        with self._turn:
+            if not index.follows:
+                return False
+            seen = tried or set()
+            with self._storage.snapshot() as reader:
+                due = time.time() + (0.0 if tried is None else _HORIZON)
+                rows = _applicable(reader, index, due=due, limit=_BATCH + len(seen))
+                rows = [row for row in rows if row.id not in seen]
+                current = reader.upsert_rows(index.name, index.model, [row.vector_id for row in rows])
+            if not rows:
+                return False
+            failed = self._apply(index, rows, current)
+            if tried is not None:
+                tried.update(row.id for row in failed)
+            return len(failed) < len(rows) or index.name not in self._rests
+
+    def _apply(
+        self, index: VectorIndex, rows: Sequence[OutboxRow], current: dict[str, ScoredRow]
+    ) -> Sequence[OutboxRow]:
+        """Apply entries, one by one where they fail together; returns those that failed."""
+        last = {row.vector_id: row for row in rows}
+        upserts = [index.record_of(current[id_]) for id_, row in last.items() if row.op == "upsert" and id_ in current]
+        deletes = [id_ for id_, row in last.items() if row.op == "delete" and id_ not in current]
+        try:
+            index.apply(upserts, deletes)
+        except Exception as error:
+            if not index.answers():
+                self._rest(index.name, error)
+                return rows
+            self._rests.pop(index.name, None)
+            if len(rows) > 1:
+                return self._apply_singly(index, rows, current)
+            self._note_failure(index, rows[0], error)
+            return rows
+        if upserts or deletes:
+            self._rests.pop(index.name, None)
+        self._writer.submit((OutboxDone(tuple(rows)),)).result()
+        return ()
+
+    def _apply_singly(
+        self, index: VectorIndex, rows: Sequence[OutboxRow], current: dict[str, ScoredRow]
+    ) -> Sequence[OutboxRow]:
+        failed: list[OutboxRow] = []
+        for position, row in enumerate(rows):
+            failed += self._apply(index, (row,), current)
+            if index.name in self._rests:
+                return [*failed, *rows[position + 1 :]]
+        return failed
+
+    def _rest(self, name: str, error: Exception) -> None:
+        """Leave an index or a model that is away alone for a while."""
+        failures = self._rests.get(name, (0, 0.0))[0] + 1
+        if failures == 1:
+            logger.warning("%s does not answer (%r); its work is kept and tried again", name, error)
+        self._rests[name] = (failures, time.monotonic() + min(30.0, 0.05 * 2**failures))
+
+    def _is_rested(self, name: str) -> bool:
+        return time.monotonic() >= self._rests.get(name, (0, 0.0))[1]
+
+    def _note_failure(self, index: VectorIndex, row: OutboxRow, error: Exception) -> None:
+        """Put an entry off that fails although the database is up."""
+        attempts = row.attempts + 1
+        retry_at = None if attempts >= POISON_AFTER else time.time() + min(30.0, 0.05 * 2**attempts)
+        what = "is quarantined and served from SQL" if retry_at is None else "will be retried"
+        logger.warning("index %s: %r; the %s of vector %s %s", index.name, error, row.op, row.vector_id, what)
+        self._writer.submit((OutboxFailed((row.id,), repr(error)[:500], retry_at),)).result()
+
+    def waiting(self) -> int:
+        """Entries that could be applied and are not, of indexes that no other process follows."""
+        with self._storage.snapshot() as reader:
+            return sum(
+                len(_applicable(reader, index, due=time.time() + _HORIZON, limit=1_000_000_000))
+                for index in self.indexes
+                if index.hook is not None and index.state is not IndexState.BUSY
+            )
+
+    def flush(self) -> None:
+        """Apply everything that waits.
+
+        Raises:
+            EmbeddingError: the model failed on what processes without an index had left to embed.
+            VectorSyncError: an index refused or is away; its work stays in the outbox and search stays right.
+        """
+        self._reopen(None)
+        for index in self.indexes:
+            self.catch_up(index)
+        self._apply_all()
+
+    def _apply_all(self) -> None:
+        for index in self.indexes:
+            tried: set[int] = set()
+            while self._replay(index, tried):
+                continue
+        if left := self.waiting():
+            raise VectorSyncError(f"{left} index entries could not be applied; they stay queued and are retried")
+
+    def mend(
+        self, index: VectorIndex, missing: Sequence[str], orphaned: Sequence[str], unembedded: Sequence[Draft]
+    ) -> None:
+        """Queue what makes an index equal to SQL: entries that failed for good are tried again."""
+        rows, fresh, _ = index.embed(unembedded, self._storage)
+        with self._storage.snapshot() as reader:
+            failed = [row for row in reader.outbox(index.name, due=None, limit=1_000_000_000) if row.attempts]
+        self._writer.submit(
+            (
+                *self._bind(index, rows, fresh),
+                QueueIndex(index.name, tuple(missing), tuple(orphaned)),
+                OutboxFailed(tuple(row.id for row in failed), "repair", 0.0),
+            )
+        ).result()
+        self._wake.set()
+
+    def drain(self) -> None:
+        """Stop following, apply what waits, and close the indexes."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None and threading.current_thread() is not self._thread:
+            self._thread.join()
+        try:
+            self._apply_all()
+        except MemStateError as error:
+            logger.warning("closing with index work left, which the next open applies: %s", error)
+        finally:
+            for index in self.indexes:
+                try:
+                    index.close()
+                except Exception as error:  # nothing of ours is lost with it, and the database has to be closed yet
+                    logger.warning("closing index %s failed: %r", index.name, error)
+
+
+def _applicable(reader: Reader, index: VectorIndex, *, due: float, limit: int) -> list[OutboxRow]:
+    """Due entries, but for vectors that a commit under way has prepared: it decides what becomes of them."""
+    prepared = {id_ for row in reader.prepared() if row.index_name == index.name for id_ in row.vector_ids}
+    return [row for row in reader.outbox(index.name, due=due, limit=limit) if row.vector_id not in prepared]
+
+
+def draft_of(record: Record, paths: IndexPaths) -> Draft:
+    """The draft a current item was, as far as an index is concerned."""
+    return Draft(record.version, record.namespace, record.key, "put", record.value, type=record.type, index=paths)
