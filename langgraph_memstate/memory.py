@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from pydantic import BaseModel
 
+from langgraph_memstate.awaited import awaited
 from langgraph_memstate.commit import Writer
 from langgraph_memstate.embedding import Embedder, home_loop
 from langgraph_memstate.errors import (
@@ -500,41 +501,18 @@ class MemoryStore:
     async def aopen(cls, url: str | Path, **options: Any) -> MemoryStore:
         return await asyncio.get_running_loop().run_in_executor(None, functools.partial(cls.open, url, **options))
 
-    async def aadd_hook(self, hook: SyncHook) -> None:
-        await self.run(self.add_hook, hook)
-
-    async def acommit(self, fact: Any, **options: Any) -> Any:
-        return await self.run(self.commit, fact, **options)
-
-    async def adelete(self, namespace: str | Namespace, key: str, **options: Any) -> None:
-        await self.run(self.delete, namespace, key, **options)
-
-    async def aget(self, namespace: str | Namespace, key: str) -> Fact | None:
-        return await self.run(self.get, namespace, key)
-
-    async def aquery(self, namespace: str | Namespace = (), **options: Any) -> list[Fact]:
-        return await self.run(self.query, namespace, **options)
-
-    async def asearch(self, query: str, **options: Any) -> list[Fact]:
-        return await self.run(self.search, query, **options)
-
-    async def ahistory(self, namespace: str | Namespace, key: str) -> list[LogEntry]:
-        return await self.run(self.history, namespace, key)
-
-    async def asweep(self) -> int:
-        return await self.run(self.sweep)
-
-    async def aflush(self) -> None:
-        await self.run(self.flush)
-
-    async def averify(self) -> VerifyReport:
-        return await self.run(self.verify)
-
-    async def arepair(self) -> VerifyReport:
-        return await self.run(self.repair)
-
-    async def astats(self) -> dict[str, int]:
-        return await self.run(self.stats)
+    aadd_hook = awaited(add_hook)
+    acommit = awaited(commit)
+    adelete = awaited(delete)
+    aget = awaited(get)
+    aquery = awaited(query)
+    asearch = awaited(search)
+    ahistory = awaited(history)
+    asweep = awaited(sweep)
+    aflush = awaited(flush)
+    averify = awaited(verify)
+    arepair = awaited(repair)
+    astats = awaited(stats)
 
     async def aclose(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self.close)

@@ -1,0 +1,32 @@
+"""The async face: every blocking method has a twin that can be awaited."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+
+class Runs(Protocol):
+    """What has threads for its blocking calls."""
+
+    async def run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any: ...
+
+
+M = TypeVar("M", bound=Runs)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def awaited(method: Callable[Concatenate[M, P], T]) -> Callable[Concatenate[M, P], Coroutine[Any, Any, T]]:
+    """The same method as a coroutine; a subclass that overrides the method changes its twin as well."""
+    name = method.__name__
+
+    async def twin(self: M, *args: P.args, **kwargs: P.kwargs) -> T:
+        found: T = await self.run(getattr(self, name), *args, **kwargs)
+        return found
+
+    functools.update_wrapper(twin, method)
+    twin.__name__ = f"a{name}"
+    twin.__qualname__ = f"{method.__qualname__.removesuffix(name)}a{name}"
+    return twin
