@@ -22,7 +22,7 @@ def awaited(method: Callable[Concatenate[M, P], T]) -> Callable[Concatenate[M, P
     """The same method as a coroutine; a subclass that overrides the method changes its twin as well."""
     name = method.__name__
 
-    async def twin(self: M, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def twin(self: M, /, *args: P.args, **kwargs: P.kwargs) -> T:
         found: T = await self.run(getattr(self, name), *args, **kwargs)
         return found
 
