@@ -5,10 +5,12 @@ from langgraph_memstate.facts import Fact, LogEntry
 from langgraph_memstate.graph.checkpointer import MemStateCheckpointer
 from langgraph_memstate.graph.store import MemStateStore
 from langgraph_memstate.memory import MemoryStore
+from langgraph_memstate.schemas import Constraint
 from langgraph_memstate.storage.memory import InMemoryStorage
 from langgraph_memstate.storage.sqlite import SQLiteStorage
 
 __all__ = [
+    "Constraint",
     "Fact",
     "InMemoryStorage",
     "LogEntry",

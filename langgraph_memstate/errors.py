@@ -4,6 +4,7 @@
     +-- StorageError                  the database cannot do what was asked
     |   +-- TransientError            may succeed when tried again
     |   |   +-- CommitRaced       prepared from an outdated view; internal, tried again
+    |   |       +-- FactRaced     a fact it builds on was written meanwhile
     |   +-- DatabaseOpenError         unknown URL, not a database, no access
     |   |   +-- NewerSchemaError      written by a newer release
     |   +-- ReadOnlyError             the database cannot be written
@@ -15,6 +16,8 @@
     +-- NamespaceError, KeyTypeError  an address that cannot be stored
     +-- FilterError                   a filter that cannot be evaluated
     +-- SchemaError                   a value its Pydantic schema rejects
+    +-- ConstraintError               a write that a schema's constraint forbids
+    +-- NotFoundError                 an update of a fact that is not there
     +-- VectorSyncError               the step was not committed: vectors could not follow
     |   +-- EmbeddingError            the embedding model failed or returned nonsense
     +-- IndexConfigError              dims, fields or collection do not fit together
@@ -41,6 +44,10 @@ class TransientError(StorageError):
 
 class CommitRaced(TransientError):
     """The commit was prepared from what the database held a moment ago; prepare it again."""
+
+
+class FactRaced(CommitRaced):
+    """A fact that the commit builds on or replaces was written meanwhile; build it again."""
 
 
 class DatabaseOpenError(StorageError):
@@ -97,6 +104,18 @@ class SchemaError(MemStateError, ValueError):
         super().__init__(message)
         self.where = where
         self.output = output
+
+
+class ConstraintError(MemStateError, ValueError):
+    """A write that a constraint of its schema forbids; nothing was written. `where` is the namespace and key."""
+
+    def __init__(self, message: str, *, where: str = "") -> None:
+        super().__init__(message)
+        self.where = where
+
+
+class NotFoundError(MemStateError, LookupError):
+    """An update names a fact that is not there."""
 
 
 class VectorSyncError(MemStateError):

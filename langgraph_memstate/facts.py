@@ -26,6 +26,11 @@ Operation = Literal["put", "delete"]
 IndexPaths = Literal[False] | tuple[str, ...] | None
 """Which fields of a value are embedded: `None` the index's own, `False` none, or these paths."""
 
+Pattern = str | Namespace
+"""A fact type, or the labels of namespaces, in which ``*`` stands for any one label."""
+
+SESSION = "@session"  # the first label of facts that belong to a session; its id is the second
+
 _END = "\x1f"  # ends every label: a prefix is then a range that cannot confuse ("a",) with ("ab",)
 _AFTER_END = "\x20"
 _ESCAPE = "\x1b"
@@ -124,6 +129,31 @@ def namespace_range(prefix: Sequence[str]) -> tuple[str, str]:
     """The half-open range of encoded namespaces that start with the labels of `prefix`."""
     encoded = encode_namespace(prefix)
     return (encoded, encoded[:-1] + _AFTER_END) if encoded else ("", _LAST)
+
+
+# -- sessions and patterns ------------------------------------------------------------------------
+
+
+def in_session(namespace: Namespace, session_id: str | None) -> Namespace:
+    """Where the facts of a namespace are that belong to a session; None: those that belong to none."""
+    return namespace if session_id is None else check_namespace((SESSION, session_id, *namespace))
+
+
+def split_session(namespace: Namespace) -> tuple[str | None, Namespace]:
+    """The session that a namespace belongs to, if any, and the namespace without it."""
+    if namespace[0] == SESSION and len(namespace) > 2:
+        return namespace[1], namespace[2:]
+    return None, namespace
+
+
+def covers(pattern: Pattern, namespace: Namespace, type: str | None) -> bool:
+    """Whether a pattern matches a fact; one in a session as if it were in none."""
+    _, labels = split_session(namespace)
+    if isinstance(pattern, str):
+        return type == pattern or labels == (pattern,)
+    return len(labels) == len(pattern) and all(
+        wanted in ("*", label) for wanted, label in zip(pattern, labels, strict=True)
+    )
 
 
 # -- versions -------------------------------------------------------------------------------------
@@ -238,7 +268,10 @@ class Origin:
 class Draft:
     """One memory write on its way to the log: complete but for its place in the sequence.
 
-    `value` is JSON text (None for a delete), `ttl` minutes, `ts` seconds since 1970.
+    `value` is JSON text (None for a delete), `ttl` minutes, `ts` seconds since 1970. `patch`: JSON text (RFC 7396); the
+    value is then what it made of the fact as its writer saw it, and is made anew of the fact as the commit finds it.
+    `overrides`: it may change an immutable fact, as an undo does. `derived`: it follows from the other writes of its
+    commit, and is derived from them anew when a step lands.
     """
 
     version: str
@@ -253,6 +286,9 @@ class Draft:
     schema_version: int | None = None
     ts: float = field(default_factory=time.time)
     origin: Origin = Origin()
+    patch: str | None = None
+    overrides: bool = False
+    derived: bool = False
 
     @property
     def address(self) -> tuple[Namespace, str]:
@@ -291,14 +327,17 @@ class Record:
     expires_at: float | None = None
     ttl: float | None = None
     type: str | None = None
+    schema: str | None = None
+    schema_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
     """A typed, versioned record of memory.
 
-    Without `namespace` it lives in `(type,)`; `id` is its key there (made when absent). The fields after
-    `namespace` are provenance: `commit` reads `thread_id`, `actor` and `reason`, the rest is filled in by reads.
+    Without `namespace` it lives in `(type,)`; `id` is its key there (made when absent). With `session_id` it belongs to
+    that session until it is promoted. The fields after `namespace` are provenance: `commit` reads `thread_id`, `actor`,
+    `reason` and `session_id`, the rest is filled in by reads.
     """
 
     type: str
@@ -312,25 +351,28 @@ class Fact:
     created_at: datetime | None = None
     updated_at: datetime | None = None
     score: float | None = None
+    session_id: str | None = None
 
     @property
     def address(self) -> tuple[Namespace, str]:
         """The (namespace, key) of the store item this fact is."""
         namespace = (self.type,) if self.namespace is None else self.namespace
-        return check_namespace(namespace), check_key(self.id)
+        return in_session(check_namespace(namespace), self.session_id), check_key(self.id)
 
     @classmethod
     def of(cls, record: Record, score: float | None = None) -> Fact:
         """The fact that a stored record is; one that LangGraph's store wrote has its last label as type."""
+        session_id, namespace = split_session(record.namespace)
         return cls(
-            type=record.type or record.namespace[-1],
+            type=record.type or namespace[-1],
             payload=decode_value(record.value),
             id=record.key,
-            namespace=record.namespace,
+            namespace=namespace,
             version=record.version,
             created_at=datetime.fromtimestamp(record.created_at, UTC),
             updated_at=datetime.fromtimestamp(record.updated_at, UTC),
             score=score,
+            session_id=session_id,
         )
 
     def with_version(self, version: str) -> Fact:

@@ -76,15 +76,15 @@ def _matches(value: Any, wanted: Any) -> bool:
         return isinstance(value, Mapping) and all(_matches(value.get(key), inner) for key, inner in wanted.items())
     if isinstance(wanted, list | tuple):
         return isinstance(value, list | tuple) and len(value) == len(wanted) and all(map(_matches, value, wanted))
-    return _equal(value, wanted)
+    return equal(value, wanted)
 
 
-def _equal(left: Any, right: Any) -> bool:
+def equal(left: Any, right: Any) -> bool:
     """Equality of JSON values: 1 equals 1.0, and neither equals True."""
     if isinstance(left, Mapping) and isinstance(right, Mapping):
-        return left.keys() == right.keys() and all(_equal(left[key], right[key]) for key in left)
+        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):
-        return len(left) == len(right) and all(map(_equal, left, right))
+        return len(left) == len(right) and all(map(equal, left, right))
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     return bool(left == right)
@@ -113,7 +113,7 @@ _ORDERED: dict[str, Callable[[Any, Any], bool]] = {
     "$lte": _ordered(lambda value, operand: value <= operand),
 }
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    "$eq": _equal,
-    "$ne": lambda value, operand: not _equal(value, operand),
+    "$eq": equal,
+    "$ne": lambda value, operand: not equal(value, operand),
     **_ORDERED,
 }

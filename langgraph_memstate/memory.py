@@ -11,15 +11,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from pydantic import BaseModel
 
+from langgraph_memstate import sessions
 from langgraph_memstate.awaited import awaited
 from langgraph_memstate.commit import Writer
+from langgraph_memstate.constraints import admitted, adopted, guarded, needs_guard
 from langgraph_memstate.embedding import Embedder, home_loop
 from langgraph_memstate.errors import (
+    FactRaced,
     IndexConfigError,
     StorageClosedError,
 )
@@ -36,15 +40,17 @@ from langgraph_memstate.facts import (
     check_text,
     check_ttl,
     encode_value,
+    in_session,
     new_version,
 )
 from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.hooks.base import SyncHook
 from langgraph_memstate.index import VectorIndex, check_index_config
 from langgraph_memstate.outbox import Outbox, VectorSync
-from langgraph_memstate.reading import View
-from langgraph_memstate.schemas import Pattern, SchemaRegistry
-from langgraph_memstate.storage.base import Append, Commit, Storage, Touch
+from langgraph_memstate.patches import updated
+from langgraph_memstate.reading import View, item_of
+from langgraph_memstate.schemas import Constraint, SchemaFault, SchemaRegistry, Upcaster, dumped, type_name
+from langgraph_memstate.storage.base import Append, CheckCurrent, Commit, Storage, Touch
 from langgraph_memstate.transaction import Transaction
 from langgraph_memstate.urls import storage_at
 from langgraph_memstate.verify import VerifyReport, repair_index, verify_index
@@ -55,9 +61,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_RACES = 100  # how often a commit is built anew when others wrote a fact it builds on: each time one of them got on
+
 
 class StepScope(Protocol):
     """Who may take memory writes into a running step, and what they look like to its tasks."""
+
+    def running(self) -> bool:
+        """Whether a step of this memory is running."""
 
     def stage(self, drafts: Sequence[Draft]) -> bool:
         """Take `drafts` into the running task's step; False when no step of this memory is running."""
@@ -188,13 +199,31 @@ class MemoryStore:
             if not self._outbox.indexes:
                 self._attach_default(None)
 
-    def register_schema(self, pattern: Pattern, model: type[BaseModel]) -> None:
+    def register_schema(
+        self,
+        pattern: str | Sequence[str],
+        model: type[BaseModel],
+        constraint: Constraint | None = None,
+        *,
+        version: int = 1,
+        upcast: Mapping[int, Upcaster] | None = None,
+    ) -> None:
         """Validate every value of a fact type (a string) or of the namespaces a pattern matches.
 
         In a pattern of labels, ``*`` stands for any one label. The stored value is what the model dumps.
+
+        Args:
+            constraint: what must hold between the facts; those that are there already are not checked.
+            version: of the model, counted up when it changes. Facts keep the version they were written under.
+            upcast: by version, what brings a value from it to the next (a dict to a dict); a version without one needs
+                nothing but the model. 0 is for facts that were written without a schema. What cannot be brought to the
+                present version is read as it was written, and is listed by `check_schemas`.
+
+        Raises:
+            SchemaError, NamespaceError: what is registered makes no sense.
         """
         self._check_open()
-        self.schemas.register(pattern, model)
+        self.schemas.register(pattern, model, constraint, version=version, upcast=upcast)
 
     @functools.cached_property
     def checkpointer(self) -> MemStateCheckpointer:
@@ -227,6 +256,7 @@ class MemoryStore:
         thread_id: str | None = None,
         actor: str | None = None,
         reason: str | None = None,
+        session_id: str | None = None,
     ) -> Fact: ...
     @overload
     def commit(
@@ -236,6 +266,7 @@ class MemoryStore:
         thread_id: str | None = None,
         actor: str | None = None,
         reason: str | None = None,
+        session_id: str | None = None,
     ) -> list[Fact]: ...
     def commit(
         self,
@@ -244,30 +275,125 @@ class MemoryStore:
         thread_id: str | None = None,
         actor: str | None = None,
         reason: str | None = None,
+        session_id: str | None = None,
     ) -> Fact | list[Fact]:
         """Write one fact, or several in one commit, with their vectors. Inside a graph node: with its step.
 
-        Returns the facts with the `version` they have in the log.
+        Returns the facts with the `version` they have in the log; a singleton with the `id` of the one it replaces.
 
         Raises:
-            SchemaError, SerializationError, NamespaceError: nothing was written.
+            SchemaError, ConstraintError, SerializationError, NamespaceError: nothing was written.
             VectorSyncError: the index failed and the commit was taken back.
         """
         facts = [fact] if isinstance(fact, Fact) else list(fact)
-        drafts = []
+        facts = [replace(one, session_id=one.session_id or session_id) for one in facts]
+        drafts: list[Draft] = []
         for one in facts:
             origin = Origin(thread_id=one.thread_id or thread_id, actor=one.actor or actor, reason=one.reason or reason)
             namespace, key = one.address
-            drafts.append(self.draft_put(namespace, key, one.payload, type=one.type, origin=origin))
+            draft = self.draft_put(namespace, key, one.payload, type=one.type, origin=origin)
+            if self.schemas.constrained:
+                draft = adopted(self.schemas, self._sight().over(drafts), draft)
+            drafts.append(draft)
         self.write(drafts)
-        written = [one.with_version(draft.version) for one, draft in zip(facts, drafts, strict=True)]
+        written = [replace(one, id=d.key, version=d.version) for one, d in zip(facts, drafts, strict=True)]
         return written[0] if isinstance(fact, Fact) else written
 
+    def commit_model(
+        self,
+        model: BaseModel,
+        *,
+        type: str | None = None,
+        id: str | None = None,
+        namespace: Namespace | None = None,
+        thread_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+        session_id: str | None = None,
+    ) -> Fact:
+        """Write a Pydantic model as a fact. Its type is the one its class is registered for, or its name in snake_case.
+
+        Raises:
+            SchemaError: it is no model.
+        """
+        payload = dumped(model)
+        kind = type or self.schemas.type_of(model.__class__) or type_name(model.__class__)
+        fact = Fact(kind, payload, id=new_version() if id is None else id, namespace=namespace)
+        return self.commit(fact, thread_id=thread_id, actor=actor, reason=reason, session_id=session_id)
+
+    def update(
+        self,
+        namespace: str | Namespace,
+        key: str,
+        patch: Mapping[str, Any],
+        *,
+        thread_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+        session_id: str | None = None,
+    ) -> Fact:
+        """Change fields of a fact: `patch` is a merge patch (RFC 7396), in which None removes a field.
+
+        Two updates at once both count: the patch is applied to the fact as it is when it commits, with the step inside
+        a graph node. Returns the fact as written, or as the node sees it.
+
+        Raises:
+            NotFoundError: there is no such fact.
+            SchemaError, ConstraintError, SerializationError: nothing was written.
+            VectorSyncError: the index failed and the commit was taken back.
+        """
+        origin = Origin(thread_id=thread_id, actor=actor, reason=reason)
+        place = in_session(check_namespace(namespace), session_id)
+        before, draft = updated(self._sight(), self.schemas, place, check_key(key), patch, origin)
+        written = {one.version: one for one in self.write([draft])}[draft.version]
+        item = item_of(written)
+        assert item is not None
+        return Fact.of(replace(item, created_at=before.created_at))
+
     def delete(
-        self, namespace: str | Namespace, key: str, *, actor: str | None = None, reason: str | None = None
+        self,
+        namespace: str | Namespace,
+        key: str,
+        *,
+        actor: str | None = None,
+        reason: str | None = None,
+        session_id: str | None = None,
     ) -> None:
         """Delete an item; its history stays. Deleting what is not there is recorded and changes nothing."""
-        self.write([self.draft_delete(check_namespace(namespace), key, origin=Origin(actor=actor, reason=reason))])
+        place = in_session(check_namespace(namespace), session_id)
+        self.write([self.draft_delete(place, key, origin=Origin(actor=actor, reason=reason))])
+
+    def promote_session(
+        self,
+        session_id: str,
+        *,
+        selector: Callable[[Fact], bool] | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+    ) -> list[Fact]:
+        """Make the facts of a session long-term ones, in one commit: a new version each, under the same key.
+
+        Where each came from stays recorded with it. `selector` says which are promoted; the others stay in the session.
+
+        Raises:
+            ConstraintError, VectorSyncError: nothing was written.
+        """
+        for attempt in range(_RACES):
+            puts, ends, read = sessions.promoted(self._sight(), session_id, selector, actor, reason)
+            try:
+                self.write([*puts, *ends], (CheckCurrent(tuple(read)),))
+            except FactRaced:
+                if attempt + 1 == _RACES:
+                    raise
+            else:
+                break
+        return [Fact.of(item) for draft in puts if (item := item_of(draft)) is not None]
+
+    def discard_session(self, session_id: str, *, actor: str | None = None, reason: str | None = None) -> int:
+        """Delete the facts of a session in one commit; returns how many. Their history stays."""
+        drafts = sessions.discarded(self._sight(), session_id, actor, reason)
+        self.write(drafts)
+        return len(drafts)
 
     def draft_put(
         self,
@@ -282,10 +408,15 @@ class MemoryStore:
     ) -> Draft:
         """A validated write, ready for `write`. `ttl` is in minutes."""
         namespace, key, type = check_namespace(namespace), check_key(key), check_text("type", type)
+        if type is None and self.schemas.types:  # what is written over a typed fact is of that type
+            current = self._sight().stored(namespace, key)
+            type = None if current is None else current.type
         value, schema = self.schemas.validate(namespace, type, value)
         return Draft(
-            new_version(), namespace, key, "put", encode_value(value),
-            type=type, index=index, ttl=check_ttl(ttl), schema=schema, origin=origin or Origin(),
+            new_version(), namespace, key, "put", encode_value(value), type=type, index=index, ttl=check_ttl(ttl),
+            schema=None if schema is None else schema.name,
+            schema_version=None if schema is None else schema.version,
+            origin=origin or Origin(),
         )  # fmt: skip
 
     def draft_delete(self, namespace: Namespace, key: str, *, origin: Origin | None = None) -> Draft:
@@ -293,16 +424,42 @@ class MemoryStore:
         namespace, key = check_namespace(namespace), check_key(key)
         return Draft(new_version(), namespace, key, "delete", None, origin=origin or Origin())
 
-    def write(self, drafts: Sequence[Draft]) -> None:
-        """Put drafts where they belong: the open transaction, the running step, or a commit of their own."""
+    def write(self, drafts: Sequence[Draft], before: Commit = ()) -> Sequence[Draft]:
+        """Put drafts where they belong: the open transaction, the running step, or a commit of their own.
+
+        Returns them as written. `before`: what a commit of their own begins with.
+        """
         self._check_open()
         if not drafts:
-            return
+            return drafts
         transaction = self._transaction.get()
         if transaction is not None and transaction.take(drafts):
-            return
-        if self._scope is None or not self._scope.stage(drafts):
-            self._outbox.commit(drafts)
+            return drafts
+        if self._scope is not None and self._scope.running():
+            if self.schemas.constrained:
+                drafts = admitted(self.schemas, self.view(), drafts)
+            if self._scope.stage(drafts):
+                return drafts
+        return self._commit(drafts, before)
+
+    def _commit(
+        self, drafts: Sequence[Draft], before: Commit = (), after: Commit = (), *, in_step: bool = False
+    ) -> Sequence[Draft]:
+        """Commit drafts under the constraints of their schemas, built anew while others write what they build on."""
+        if not needs_guard(self.schemas, drafts):
+            self._outbox.commit(drafts, before, after)
+            return drafts
+        committed = View(self.storage, None, None, self._outbox.catch_up, self.schemas)
+        tries = 1 if any(isinstance(op, CheckCurrent) for op in before) else _RACES  # else the caller tries again
+        while True:
+            ready = guarded(self.storage, committed, self.schemas, drafts, in_step=in_step)
+            try:
+                self._outbox.commit(ready.drafts, (*before, *ready.before), (*ready.after, *after))
+                return ready.drafts
+            except FactRaced:
+                tries -= 1
+                if not tries:
+                    raise
 
     def transaction(self) -> Transaction:
         """Collect the writes of a ``with`` block and land them in one commit at its end, or none after an error.
@@ -315,7 +472,7 @@ class MemoryStore:
     def land(self, drafts: Sequence[Draft], before: Commit = (), after: Commit = ()) -> None:
         """Land one atomic commit of drafts and the operations around them; for the graph's checkpointer."""
         self._check_open()
-        self._outbox.commit(drafts, before, after)
+        self._commit(drafts, before, after, in_step=True)
 
     # -- reading ------------------------------------------------------------------------------------
 
@@ -326,11 +483,16 @@ class MemoryStore:
             if not self._outbox.indexes and self._index_config is not None:
                 self._attach(None)  # an index and no vector database: SQL is scanned exactly
         index = self._outbox.indexes[0] if self._outbox.indexes else None
-        return View(self.storage, index, self._scope, self._outbox.catch_up)
+        return View(self.storage, index, self._scope, self._outbox.catch_up, self.schemas)
 
-    def get(self, namespace: str | Namespace, key: str) -> Fact | None:
+    def _sight(self) -> View:
+        """What a write builds on: the view, and what the open transaction has collected."""
+        transaction = self._transaction.get()
+        return self.view() if transaction is None else self.view().over(transaction.collected())
+
+    def get(self, namespace: str | Namespace, key: str, *, session_id: str | None = None) -> Fact | None:
         """The current version of a fact, or None. A string is a fact type."""
-        record = self.view().get(check_namespace(namespace), check_key(key))
+        record = self.view().get(in_session(check_namespace(namespace), session_id), check_key(key))
         return None if record is None else Fact.of(record)
 
     def query(
@@ -340,11 +502,16 @@ class MemoryStore:
         filter: Mapping[str, Any] | None = None,
         limit: int = 10,
         offset: int = 0,
+        session_id: str | None = None,
     ) -> list[Fact]:
-        """Facts under a namespace prefix (a string: a fact type) that match a filter, last written first."""
+        """Facts under a namespace prefix (a string: a fact type) that match a filter, last written first.
+
+        With `session_id` those of that session, without it those of none.
+        """
         found = self.view().search(
-            _prefix(namespace), matches=compile_filter(filter), query=None, limit=limit, offset=offset
-        )
+            _prefix(namespace, session_id), matches=compile_filter(filter), query=None, limit=limit, offset=offset,
+            sessions=False,
+        )  # fmt: skip
         return [Fact.of(record) for record, _ in found]
 
     def search(
@@ -355,8 +522,9 @@ class MemoryStore:
         filter: Mapping[str, Any] | None = None,
         limit: int = 10,
         offset: int = 0,
+        session_id: str | None = None,
     ) -> list[Fact]:
-        """Facts nearest to a text in meaning; `score` is cosine similarity.
+        """Facts nearest to a text in meaning; `score` is cosine similarity. `session_id` is that of `query`.
 
         Raises:
             IndexConfigError: the memory was opened without an index.
@@ -364,14 +532,18 @@ class MemoryStore:
         view = self.view()
         if not self._outbox.indexes:
             raise IndexConfigError("semantic search needs an index: open the memory with index=… or add a hook")
-        found = view.search(_prefix(namespace), matches=compile_filter(filter), query=query, limit=limit, offset=offset)
+        found = view.search(
+            _prefix(namespace, session_id), matches=compile_filter(filter), query=query, limit=limit, offset=offset,
+            sessions=False,
+        )  # fmt: skip
         return [Fact.of(record, score) for record, score in found]
 
-    def history(self, namespace: str | Namespace, key: str) -> list[LogEntry]:
+    def history(self, namespace: str | Namespace, key: str, *, session_id: str | None = None) -> list[LogEntry]:
         """Every version a fact ever had, oldest first."""
         self._check_open()
+        place = in_session(check_namespace(namespace), session_id)
         with self.storage.snapshot() as reader:
-            return reader.log(namespace=check_namespace(namespace), key=check_key(key))
+            return reader.log(namespace=place, key=check_key(key))
 
     # -- expiry -------------------------------------------------------------------------------------
 
@@ -426,6 +598,12 @@ class MemoryStore:
             repair_index(self.storage, self._outbox, index)
         self.flush()
         return self.verify()
+
+    def check_schemas(self) -> list[SchemaFault]:
+        """The current facts that the registered schemas do not accept, or cannot bring to their present version."""
+        self._check_open()
+        with self.storage.snapshot() as reader:
+            return [fault for one in reader.items((), time.time()) if (fault := self.schemas.fault(one)) is not None]
 
     def stats(self) -> dict[str, int]:
         """Rows by table."""
@@ -503,7 +681,11 @@ class MemoryStore:
 
     aadd_hook = awaited(add_hook)
     acommit = awaited(commit)
+    acommit_model = awaited(commit_model)
+    aupdate = awaited(update)
     adelete = awaited(delete)
+    apromote_session = awaited(promote_session)
+    adiscard_session = awaited(discard_session)
     aget = awaited(get)
     aquery = awaited(query)
     asearch = awaited(search)
@@ -511,6 +693,7 @@ class MemoryStore:
     asweep = awaited(sweep)
     aflush = awaited(flush)
     averify = awaited(verify)
+    acheck_schemas = awaited(check_schemas)
     arepair = awaited(repair)
     astats = awaited(stats)
 
@@ -518,5 +701,5 @@ class MemoryStore:
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
 
-def _prefix(namespace: str | Namespace) -> Namespace:
-    return () if namespace == () else check_namespace(namespace)
+def _prefix(namespace: str | Namespace, session_id: str | None) -> Namespace:
+    return in_session(() if namespace == () else check_namespace(namespace), session_id)

@@ -9,11 +9,13 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from langgraph_memstate.errors import FilterError
-from langgraph_memstate.facts import Draft, Namespace, Record, decode_value
+from langgraph_memstate.facts import Draft, Namespace, Record, decode_value, split_session
 from langgraph_memstate.filters import Predicate
 from langgraph_memstate.index import VectorIndex, to_bytes, vector_id
-from langgraph_memstate.search import Scored, best, semantic
-from langgraph_memstate.storage.base import ScoredRow, Storage
+from langgraph_memstate.schemas import SchemaRegistry
+from langgraph_memstate.search import Fits, Scored, best, semantic
+from langgraph_memstate.storage.base import Claim, ScoredRow, Storage
+from langgraph_memstate.storage.checks import makes_claim
 
 if TYPE_CHECKING:
     from langgraph_memstate.memory import StepScope
@@ -22,7 +24,10 @@ Address = tuple[Namespace, str]
 
 
 class View:
-    """One caller's sight of the memory. Staged writes cover committed ones of the same address."""
+    """One caller's sight of the memory. Staged writes cover committed ones of the same address.
+
+    Values come in the present shape of their schemas.
+    """
 
     def __init__(
         self,
@@ -30,11 +35,20 @@ class View:
         index: VectorIndex | None,
         scope: StepScope | None,
         catch_up: Callable[[VectorIndex], None],
+        schemas: SchemaRegistry,
+        pending: Sequence[Draft] = (),
     ) -> None:
         self._storage = storage
         self._index = index
         self._scope = scope
         self._catch_up = catch_up
+        self._schemas = schemas
+        self._pending = pending
+
+    def over(self, drafts: Sequence[Draft]) -> View:
+        """The same with further writes on top."""
+        pending = (*self._pending, *drafts)
+        return View(self._storage, self._index, self._scope, self._catch_up, self._schemas, pending)
 
     def _settled(self) -> Iterator[dict[Address, Draft]]:
         """Staged drafts by address, again and again until none of them lands while SQL is read.
@@ -43,20 +57,49 @@ class View:
         """
         while True:
             drafts = self._scope.staged() if self._scope is not None else ()
-            yield {draft.address: draft for draft in drafts}
+            yield {draft.address: draft for draft in (*drafts, *self._pending)}
             if not drafts or self._scope is None:
                 return
             if not self._scope.has_landed(draft.version for draft in drafts):
                 return
 
     def get(self, namespace: Namespace, key: str) -> Record | None:
+        found = self.stored(namespace, key)
+        return None if found is None else self._schemas.present(found)
+
+    def stored(self, namespace: Namespace, key: str) -> Record | None:
+        """The item as it was written."""
         found: Record | None = None
         for staged in self._settled():
             if (draft := staged.get((namespace, key))) is not None:
-                found = _pending(draft)
+                found = item_of(draft)
             else:
                 with self._storage.snapshot() as reader:
                     found = reader.item(namespace, key, time.time())
+        return found
+
+    def written(self, version: str) -> Draft | None:
+        """The write that made a version."""
+        found: Draft | None = None
+        for staged in self._settled():
+            found = next((draft for draft in staged.values() if draft.version == version), None)
+            if found is None:
+                with self._storage.snapshot() as reader:
+                    found = reader.draft(version)
+        return found
+
+    def holders(self, claim: Claim) -> list[Record]:
+        """The items that make a claim."""
+        found: list[Record] = []
+        for staged in self._settled():
+            with self._storage.snapshot() as reader:
+                found = [one for one in reader.holders(claim, time.time()) if (one.namespace, one.key) not in staged]
+            pending = (record for draft in staged.values() if (record := item_of(draft)) is not None)
+            found += [
+                one
+                for one in pending
+                if claim.namespace in (None, one.namespace) and makes_claim(claim, one.namespace, one.type, one.value)
+            ]
         return found
 
     def search(
@@ -67,38 +110,54 @@ class View:
         query: str | None,
         limit: int,
         offset: int,
+        sessions: bool = True,
     ) -> list[tuple[Record, float | None]]:
-        """Matching items: by similarity to `query` where an index can tell, else last written first."""
+        """Matching items: by similarity to `query` where an index can tell, else last written first.
+
+        Without `sessions`, those that belong to a session are not seen from outside of it.
+        """
         check_page(limit, offset)
+        fits = self._fits(matches, hide_sessions=not (sessions or prefix))
         found: list[tuple[Record, float | None]] = []
         for staged in self._settled():
             here = {address: draft for address, draft in staged.items() if address[0][: len(prefix)] == prefix}
             if query is None or self._index is None:
-                found = [(record, None) for record in self._by_time(prefix, matches, here, offset + limit)]
+                found = [(record, None) for record in self._by_time(prefix, fits, here, offset + limit)]
             else:
-                scored = self._by_meaning(self._index, prefix, matches, query, here, offset + limit)
+                scored = self._by_meaning(self._index, prefix, fits, query, here, offset + limit)
                 found = [(record, score) for score, record in scored]
-        return found[offset : offset + limit]
+        return [(self._schemas.present(record), score) for record, score in found[offset : offset + limit]]
+
+    def _fits(self, matches: Predicate | None, *, hide_sessions: bool) -> Fits | None:
+        if matches is None and not hide_sessions:
+            return None
+
+        def fits(record: Record) -> bool:
+            if hide_sessions and split_session(record.namespace)[0] is not None:
+                return False
+            return matches is None or matches(decode_value(self._schemas.present(record).value))
+
+        return fits
 
     def _by_time(
-        self, prefix: Namespace, matches: Predicate | None, staged: dict[Address, Draft], count: int
+        self, prefix: Namespace, matches: Fits | None, staged: dict[Address, Draft], count: int
     ) -> list[Record]:
         newest_first = sorted(staged.values(), key=lambda draft: draft.version, reverse=True)
-        pending = [record for draft in newest_first if (record := _pending(draft)) is not None]
+        pending = [record for draft in newest_first if (record := item_of(draft)) is not None]
         with self._storage.snapshot() as reader:
             committed = (
                 record for record in reader.items(prefix, time.time()) if (record.namespace, record.key) not in staged
             )
             both = (record for source in (pending, committed) for record in source)
             if matches is not None:
-                both = (record for record in both if matches(decode_value(record.value)))
+                both = (record for record in both if matches(record))
             return list(islice(both, min(count, sys.maxsize)))
 
     def _by_meaning(
         self,
         index: VectorIndex,
         prefix: Namespace,
-        matches: Predicate | None,
+        matches: Fits | None,
         query: str,
         staged: dict[Address, Draft],
         count: int,
@@ -119,7 +178,7 @@ class View:
 
     def _staged_rows(self, index: VectorIndex, drafts: Sequence[Draft]) -> list[ScoredRow]:
         rows, _, vectors = index.embed(drafts, self._storage)
-        records = {draft.version: record for draft in drafts if (record := _pending(draft)) is not None}
+        records = {draft.version: record for draft in drafts if (record := item_of(draft)) is not None}
         return [
             ScoredRow(records[row.version], vector_id(row.version, row.ord), row.ord, to_bytes(vectors[row.vector_id]))
             for row in rows
@@ -152,11 +211,11 @@ def check_page(limit: object, offset: object) -> None:
             raise FilterError(f"{name}={number!r} is not a number of results")
 
 
-def _pending(draft: Draft) -> Record | None:
+def item_of(draft: Draft) -> Record | None:
     """The item a staged draft will be; None for a delete."""
     if draft.value is None:
         return None
     return Record(
         draft.namespace, draft.key, draft.version, draft.value, created_at=draft.ts, updated_at=draft.ts,
-        ttl=draft.ttl, type=draft.type,
+        ttl=draft.ttl, type=draft.type, schema=draft.schema, schema_version=draft.schema_version,
     )  # fmt: skip

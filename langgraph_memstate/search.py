@@ -8,11 +8,10 @@ SQL, whatever the index says.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 
-from langgraph_memstate.facts import Namespace, Record, decode_value
-from langgraph_memstate.filters import Predicate
+from langgraph_memstate.facts import Namespace, Record
 from langgraph_memstate.hooks.base import Vector
 from langgraph_memstate.index import VectorIndex, to_vector
 from langgraph_memstate.storage.base import ScoredRow, Storage
@@ -23,6 +22,7 @@ _CEILING = 5_000  # the most: beyond, a scan is no slower
 _MANY_PENDING = 1_000  # an index this far behind is not asked
 
 Scored = tuple[float, Record]
+Fits = Callable[[Record], bool]
 
 
 def semantic(
@@ -31,7 +31,7 @@ def semantic(
     query: Vector,
     *,
     prefix: Sequence[str],
-    matches: Predicate | None,
+    matches: Fits | None,
     count: int,
     now: float,
 ) -> list[Scored]:
@@ -65,7 +65,7 @@ def exact(
     query: Vector,
     *,
     prefix: Sequence[str],
-    matches: Predicate | None,
+    matches: Fits | None,
     count: int,
     now: float,
 ) -> list[Scored]:
@@ -74,7 +74,7 @@ def exact(
         return best(query, reader.vectors(index.name, index.model, prefix, now), matches, count)
 
 
-def best(query: Vector, rows: Iterable[ScoredRow], matches: Predicate | None, count: int) -> list[Scored]:
+def best(query: Vector, rows: Iterable[ScoredRow], matches: Fits | None, count: int) -> list[Scored]:
     """Score rows against a query; an item with several vectors counts once, by its nearest."""
     scored: dict[str, Scored] = {}
     for row in rows:
@@ -86,7 +86,7 @@ def best(query: Vector, rows: Iterable[ScoredRow], matches: Predicate | None, co
     if matches is None:
         return heapq.nlargest(count, scored.values(), key=_rank)
     ordered = sorted(scored.values(), key=_rank, reverse=True)
-    matching = (entry for entry in ordered if matches(decode_value(entry[1].value)))
+    matching = (entry for entry in ordered if matches(entry[1]))
     return list(islice(matching, count))
 
 

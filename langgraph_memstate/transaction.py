@@ -37,6 +37,12 @@ class Transaction:
                 return True
         return self._outer is not None and self._outer.take(drafts)
 
+    def collected(self) -> list[Draft]:
+        """What this transaction and those around it have collected, oldest first."""
+        outer = [] if self._outer is None else self._outer.collected()
+        with self._lock:
+            return outer if self._over else [*outer, *self._drafts]
+
     def _end(self, error: BaseException | None) -> list[Draft]:
         """What is to be written, after leaving the context."""
         if self._token is not None:

@@ -212,7 +212,11 @@ class Anything(BaseModel):
 Call = Callable[[Any], Any]
 MEMORY_CALLS: dict[str, Call] = {
     "commit": lambda memory: memory.commit(Fact("note", {})),
+    "commit_model": lambda memory: memory.commit_model(Anything()),
+    "update": lambda memory: memory.update("note", "n1", {}),
     "delete": lambda memory: memory.delete("note", "n1"),
+    "promote_session": lambda memory: memory.promote_session("s"),
+    "discard_session": lambda memory: memory.discard_session("s"),
     "write": lambda memory: memory.write([]),
     "land": lambda memory: memory.land([]),
     "transaction": lambda memory: memory.transaction(),
@@ -224,6 +228,7 @@ MEMORY_CALLS: dict[str, Call] = {
     "sweep": lambda memory: memory.sweep(),
     "flush": lambda memory: memory.flush(),
     "verify": lambda memory: memory.verify(),
+    "check_schemas": lambda memory: memory.check_schemas(),
     "repair": lambda memory: memory.repair(),
     "stats": lambda memory: memory.stats(),
     "add_hook": lambda memory: memory.add_hook(Shelf()),
@@ -375,6 +380,7 @@ WRITES: dict[str, Callable[[MemoryStore, Any], Any]] = {
     "aput": lambda memory, value: asyncio.run(memory.store.aput(("users", "u1"), "k", value)),
     "batch": lambda memory, value: memory.store.batch([PutOp(("a",), "k", {}), PutOp(("users", "u1"), "k", value)]),
     "commit": lambda memory, value: memory.commit([Fact("good", {}), Fact("note", value, id="n1")]),
+    "update": lambda memory, value: memory.update(("users", "u1"), "k", value),
     "transaction": in_a_transaction,
 }
 

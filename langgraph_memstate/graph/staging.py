@@ -160,6 +160,9 @@ class Staging:
 
     # -- from inside a node -------------------------------------------------------------------------
 
+    def running(self) -> bool:
+        return self._task() is not None
+
     def stage(self, drafts: Sequence[Draft]) -> bool:
         task = self._task()
         if task is None:

@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from langgraph_memstate.facts import Draft, IndexPaths, LogEntry, Namespace, Record
+from langgraph_memstate.facts import Draft, IndexPaths, LogEntry, Namespace, Pattern, Record
+from langgraph_memstate.filters import equal
 
 EXACT = "exact"  # the name of an index without a vector database: searched in SQL, nothing follows it
 
@@ -106,6 +107,20 @@ class ScoredRow(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """The values that one current fact alone may have, among those a pattern covers (and in one namespace)."""
+
+    pattern: Pattern
+    values: tuple[tuple[str, str | int | float | bool], ...]
+    """field -> value"""
+    namespace: Namespace | None = None
+
+    def made_by(self, value: Mapping[str, Any]) -> bool:
+        """Whether a fact's value has these values."""
+        return all(field in value and equal(value[field], wanted) for field, wanted in self.values)
+
+
+@dataclass(frozen=True, slots=True)
 class StoredCheckpoint:
     step: StepKey
     parent_id: str | None
@@ -184,6 +199,36 @@ class Append:
     drafts: tuple[Draft, ...]
     indexes: tuple[str, ...] = ()
     if_expired: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckCurrent:
+    """Before an `Append`: these versions are current, or `FactRaced`. Versions by address."""
+
+    versions: tuple[tuple[Namespace, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckUnchanged:
+    """Before an `Append`: no draft changes a current fact that one of the patterns covers, or `ConstraintError`.
+
+    To write the same value again is no change; a fact whose time to live is over is not there.
+    """
+
+    drafts: tuple[Draft, ...]
+    patterns: tuple[Pattern, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckUnique:
+    """After an `Append`: where the draft is current, no other current fact makes its claim, or `ConstraintError`.
+
+    `replaces`: the commit deletes those that do; one that it did not know of means `FactRaced`.
+    """
+
+    draft: Draft
+    claim: Claim
+    replaces: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +338,8 @@ class DeleteCheckpoints:
 
 
 Op = (
-    PutCheckpoint | PutWrites | Stage | Unstage | Drain | Append | PutEmbeddings | PutVectors | Prepare | Settle
+    PutCheckpoint | PutWrites | Stage | Unstage | Drain | Append | CheckCurrent | CheckUnchanged
+    | CheckUnique | PutEmbeddings | PutVectors | Prepare | Settle
     | OutboxDone | OutboxFailed | QueueIndex | RebuildIndex | PutIndexMeta | Touch | DeleteThread | DeleteRuns
     | CopyThread | DeleteCheckpoints
 )  # fmt: skip
@@ -353,6 +399,14 @@ class Reader(ABC):
         limit: int | None = None,
     ) -> list[LogEntry]:
         """Entries with a sequence above `after`, oldest first."""
+
+    @abstractmethod
+    def draft(self, version: str) -> Draft | None:
+        """The write that made a version, as it was."""
+
+    @abstractmethod
+    def holders(self, claim: Claim, now: float) -> list[Record]:
+        """Unexpired items that make a claim."""
 
     @abstractmethod
     def last_seq(self) -> int: ...

@@ -14,6 +14,7 @@ from langgraph_memstate.facts import (
     IndexPaths,
     LogEntry,
     Namespace,
+    Origin,
     Record,
     decode_namespace,
     decode_value,
@@ -22,6 +23,7 @@ from langgraph_memstate.facts import (
 )
 from langgraph_memstate.storage.base import (
     Blob,
+    Claim,
     OutboxRow,
     PreparedRow,
     PutIndexMeta,
@@ -32,10 +34,17 @@ from langgraph_memstate.storage.base import (
     StoredCheckpoint,
     StoredWrite,
 )
+from langgraph_memstate.storage.checks import makes_claim
+from langgraph_memstate.storage.sqlite_checks import sought
 from langgraph_memstate.storage.sqlite_write import NOT_LANDED, THIS_STEP
 
 _CHECKPOINT = "thread_id, checkpoint_ns, checkpoint_id, parent_id, head_type, head, metadata, manifest"
-_ITEM = "items.ns, items.key, items.version, items.value, created_at, updated_at, items.seq, expires_at, ttl, type"
+_ITEM = (
+    "items.ns, items.key, items.version, items.value, created_at, updated_at, items.seq, expires_at, ttl, type, "
+    "(SELECT schema FROM facts WHERE facts.seq = items.seq), "
+    "(SELECT schema_version FROM facts WHERE facts.seq = items.seq)"
+)
+_COLUMNS = 12
 _LIVE = "(items.expires_at IS NULL OR items.expires_at > ?)"
 _SCORED = (
     f"SELECT {_ITEM}, vectors.vector_id, vectors.ord, embeddings.vector FROM items "
@@ -201,6 +210,25 @@ class SQLiteReader(Reader):
         )
         return [_log_entry(row) for row in rows]
 
+    def draft(self, version: str) -> Draft | None:
+        row = self._one(
+            "SELECT ns, key, op, value, type, index_paths, ttl, schema, schema_version, ts, thread_id, checkpoint_ns, "
+            "checkpoint_id, task_id, node, run_id, actor, reason FROM facts WHERE version = ?",
+            version,
+        )
+        if row is None:
+            return None
+        ns, key, op, value, type_, paths, ttl, schema, number, ts, *origin = row
+        return Draft(
+            version, decode_namespace(ns), key, op, value, type=type_, index=_paths(paths), ttl=ttl, schema=schema,
+            schema_version=number, ts=ts, origin=Origin(*origin),
+        )  # fmt: skip
+
+    def holders(self, claim: Claim, now: float) -> list[Record]:
+        where, parameters = sought(claim, now)
+        found = (_record(row) for row in self._rows(f"SELECT {_ITEM} FROM items WHERE {where}", *parameters))
+        return [record for record in found if makes_claim(claim, record.namespace, record.type, record.value)]
+
     def last_seq(self) -> int:
         row = self._one("SELECT coalesce(max(seq), 0) FROM facts")
         return int(row[0]) if row else 0
@@ -254,7 +282,7 @@ class SQLiteReader(Reader):
             "WHERE NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.version = items.version AND index_name = ?)",
             index,
         )
-        return [(_record(row), _paths(row[10])) for row in rows]
+        return [(_record(row), _paths(row[_COLUMNS])) for row in rows]
 
     def outbox(self, index: str, *, due: float | None, limit: int) -> list[OutboxRow]:
         return [
@@ -282,7 +310,10 @@ class SQLiteReader(Reader):
             index,
             limit,
         )
-        return [(row[10], None if row[2] is None else _record(row), _paths(row[11])) for row in rows]
+        return [
+            (id_, None if row[2] is None else _record(row), _paths(paths))
+            for row, id_, paths in ((row[:_COLUMNS], *row[_COLUMNS:]) for row in rows)
+        ]
 
     def upsert_rows(self, index: str, model: str, ids: Sequence[str]) -> dict[str, ScoredRow]:
         wanted = set(ids)
@@ -326,7 +357,7 @@ def _paths(text: str | None) -> IndexPaths:
 
 
 def _record(row: Sequence[Any]) -> Record:
-    ns, key, version, value, created_at, updated_at, seq, expires_at, ttl, type_ = row[:10]
+    ns, key, version, value, created_at, updated_at, seq, expires_at, ttl, type_, schema, number = row[:_COLUMNS]
     return Record(
         namespace=decode_namespace(ns),
         key=key,
@@ -338,11 +369,13 @@ def _record(row: Sequence[Any]) -> Record:
         expires_at=expires_at,
         ttl=ttl,
         type=type_,
+        schema=schema,
+        schema_version=number,
     )
 
 
 def _scored(row: Sequence[Any]) -> ScoredRow:
-    return ScoredRow(_record(row), *row[10:13])
+    return ScoredRow(_record(row), *row[_COLUMNS:])
 
 
 def _log_entry(row: Sequence[Any]) -> LogEntry:

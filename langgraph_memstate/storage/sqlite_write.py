@@ -12,6 +12,9 @@ from langgraph_memstate.facts import Draft, encode_namespace
 from langgraph_memstate.storage.base import (
     EXACT,
     Append,
+    CheckCurrent,
+    CheckUnchanged,
+    CheckUnique,
     CopyThread,
     DeleteCheckpoints,
     DeleteRuns,
@@ -34,6 +37,7 @@ from langgraph_memstate.storage.base import (
     Touch,
     Unstage,
 )
+from langgraph_memstate.storage.sqlite_checks import check_current, check_unchanged, check_unique
 
 Run = Callable[[sqlite3.Connection, Any], None]
 
@@ -354,6 +358,9 @@ _RUN: dict[type, Run] = {
     Unstage: _unstage,
     Drain: _drain,
     Append: _append,
+    CheckCurrent: check_current,
+    CheckUnchanged: check_unchanged,
+    CheckUnique: check_unique,
     Touch: _touch,
     PutEmbeddings: _put_embeddings,
     PutVectors: _put_vectors,
