@@ -16,7 +16,7 @@ from langgraph_memstate.patches import rebased
 from langgraph_memstate.reading import Address, View
 from langgraph_memstate.schemas import SchemaRegistry
 from langgraph_memstate.storage.base import CheckUnchanged, CheckUnique, Claim, Commit, Op, Storage
-from langgraph_memstate.storage.checks import Old, address, refuse_change, refuse_claim
+from langgraph_memstate.storage.checks import Old, address, is_same, refuse_change, refuse_claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def admitted(schemas: SchemaRegistry, view: View, drafts: Sequence[Draft]) -> li
         for claim, replaces in _claims(schemas, draft):
             if not replaces:
                 for holder in seen.holders(claim):
-                    if (holder.namespace, holder.key) != draft.address:
+                    if not is_same(holder.namespace, holder.key, draft):
                         refuse_claim(claim, draft, holder.namespace, holder.key)
     return drafts
 

@@ -60,7 +60,7 @@ class Constraint:
     def __post_init__(self) -> None:
         for name in ("singleton_key", "unique"):
             given = getattr(self, name)
-            fields = (given,) if isinstance(given, str) else () if given is None else tuple(given)
+            fields = () if given is None else tuple(given) if isinstance(given, list | tuple) else (given,)
             if not all(isinstance(label, str) and label.isidentifier() for label in fields):
                 raise SchemaError(f"{name}={getattr(self, name)!r} is not a field or several")
             # A tuple from here on.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from langgraph_memstate.errors import ConstraintError
-from langgraph_memstate.facts import Draft, Namespace, Pattern, covers, decode_value
+from langgraph_memstate.facts import Draft, Namespace, Pattern, covers, decode_value, split_session
 from langgraph_memstate.filters import equal
 from langgraph_memstate.storage.base import Claim
 
@@ -31,6 +31,11 @@ def refuse_claim(claim: Claim, draft: Draft, namespace: Namespace, key: str) -> 
     where = address(draft.namespace, draft.key)
     values = ", ".join(f"{field}={_cut(value)}" for field, value in claim.values)
     raise ConstraintError(f"{where}: {values} must be unique and is that of {address(namespace, key)}", where=where)
+
+
+def is_same(namespace: Namespace, key: str, draft: Draft) -> bool:
+    """Whether an address is that of the fact which a draft writes, be it in a session or long-term."""
+    return key == draft.key and split_session(namespace)[1] == split_session(draft.namespace)[1]
 
 
 def makes_claim(claim: Claim, namespace: Namespace, type: str | None, value: str) -> bool:

@@ -15,7 +15,7 @@ from langgraph_memstate.facts import (
     namespace_range,
 )
 from langgraph_memstate.storage.base import CheckCurrent, CheckUnchanged, CheckUnique, Claim
-from langgraph_memstate.storage.checks import Old, address, makes_claim, refuse_change, refuse_claim
+from langgraph_memstate.storage.checks import Old, address, is_same, makes_claim, refuse_change, refuse_claim
 
 _LIVE = "(items.expires_at IS NULL OR items.expires_at > ?)"
 _LARGEST = 2**63 - 1
@@ -48,16 +48,14 @@ def check_unchanged(conn: sqlite3.Connection, op: CheckUnchanged) -> None:
 
 def check_unique(conn: sqlite3.Connection, op: CheckUnique) -> None:
     draft = op.draft
-    ns = encode_namespace(draft.namespace)
     if not conn.execute("SELECT 1 FROM items WHERE version = ?", (draft.version,)).fetchone():
         return  # superseded in the same commit, or since it landed
     where, parameters = sought(op.claim, draft.ts)
-    rows = conn.execute(f"SELECT ns, key, type, value FROM items WHERE {where}", parameters)
-    for other_ns, key, type_, value in rows:
-        if (other_ns, key) == (ns, draft.key):
-            continue
-        namespace = decode_namespace(other_ns)
-        if makes_claim(op.claim, namespace, type_, value):
+    # All at once: a statement that an error left unfinished would keep its snapshot and bar the next commit.
+    rows = conn.execute(f"SELECT ns, key, type, value FROM items WHERE {where}", parameters).fetchall()
+    for ns, key, type_, value in rows:
+        namespace = decode_namespace(ns)
+        if not is_same(namespace, key, draft) and makes_claim(op.claim, namespace, type_, value):
             if op.replaces:
                 raise FactRaced(f"{address(namespace, key)} was written meanwhile")
             refuse_claim(op.claim, draft, namespace, key)
