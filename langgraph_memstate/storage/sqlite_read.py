@@ -41,10 +41,9 @@ from langgraph_memstate.storage.sqlite_write import NOT_LANDED, THIS_STEP
 _CHECKPOINT = "thread_id, checkpoint_ns, checkpoint_id, parent_id, head_type, head, metadata, manifest"
 _ITEM = (
     "items.ns, items.key, items.version, items.value, created_at, updated_at, items.seq, expires_at, ttl, type, "
-    "(SELECT schema FROM facts WHERE facts.seq = items.seq), "
-    "(SELECT schema_version FROM facts WHERE facts.seq = items.seq)"
+    "(SELECT coalesce(schema_version, 1) || ' ' || schema FROM facts WHERE facts.seq = items.seq)"  # one lookup a row
 )
-_COLUMNS = 12
+_COLUMNS = 11
 _LIVE = "(items.expires_at IS NULL OR items.expires_at > ?)"
 _SCORED = (
     f"SELECT {_ITEM}, vectors.vector_id, vectors.ord, embeddings.vector FROM items "
@@ -357,7 +356,8 @@ def _paths(text: str | None) -> IndexPaths:
 
 
 def _record(row: Sequence[Any]) -> Record:
-    ns, key, version, value, created_at, updated_at, seq, expires_at, ttl, type_, schema, number = row[:_COLUMNS]
+    ns, key, version, value, created_at, updated_at, seq, expires_at, ttl, type_, schema = row[:_COLUMNS]
+    number, _, name = (schema or "").partition(" ")
     return Record(
         namespace=decode_namespace(ns),
         key=key,
@@ -369,8 +369,8 @@ def _record(row: Sequence[Any]) -> Record:
         expires_at=expires_at,
         ttl=ttl,
         type=type_,
-        schema=schema,
-        schema_version=number,
+        schema=name or None,
+        schema_version=int(number) if number else None,
     )
 
 
