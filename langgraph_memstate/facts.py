@@ -238,7 +238,8 @@ class Origin:
 class Draft:
     """One memory write on its way to the log: complete but for its place in the sequence.
 
-    `value` is JSON text (None for a delete), `ttl` minutes, `ts` seconds since 1970.
+    `value` is JSON text (None for a delete), `ttl` minutes, times seconds since 1970. A draft that undoes says up to
+    which sequence of the log (`undoes`), and since when the item that it brings back existed (`created_at`).
     """
 
     version: str
@@ -253,6 +254,8 @@ class Draft:
     schema_version: int | None = None
     ts: float = field(default_factory=time.time)
     origin: Origin = Origin()
+    undoes: int | None = None
+    created_at: float | None = None
 
     @property
     def address(self) -> tuple[Namespace, str]:
@@ -339,10 +342,15 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One entry of the append-only log. `value` is None for a delete, `ts` is aware UTC."""
+    """One entry of the append-only log.
+
+    `value` is None for a delete, and for a put whose content was forgotten. `commit_id` is the first sequence of its
+    commit; `undoes`, for what a rollback wrote, the sequence it went back to. Times are aware UTC, `ttl` minutes.
+    """
 
     seq: int
     version: str
+    commit_id: int
     op: Operation
     namespace: Namespace
     key: str
@@ -359,3 +367,17 @@ class LogEntry:
     schema: str | None
     schema_version: int | None
     ts: datetime
+    created_at: datetime | None
+    type: str | None
+    index: IndexPaths
+    ttl: float | None
+    undoes: int | None
+
+    @property
+    def address(self) -> tuple[Namespace, str]:
+        return self.namespace, self.key
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether the content was erased on purpose."""
+        return self.op == "put" and self.value is None

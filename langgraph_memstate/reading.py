@@ -12,8 +12,9 @@ from langgraph_memstate.errors import FilterError
 from langgraph_memstate.facts import Draft, Namespace, Record, decode_value
 from langgraph_memstate.filters import Predicate
 from langgraph_memstate.index import VectorIndex, to_bytes, vector_id
-from langgraph_memstate.search import Scored, best, semantic
-from langgraph_memstate.storage.base import ScoredRow, Storage
+from langgraph_memstate.moments import Moment
+from langgraph_memstate.search import Scored, best, exact, semantic
+from langgraph_memstate.storage.base import AsOf, ScoredRow, Snapshots
 
 if TYPE_CHECKING:
     from langgraph_memstate.memory import StepScope
@@ -22,19 +23,27 @@ Address = tuple[Namespace, str]
 
 
 class View:
-    """One caller's sight of the memory. Staged writes cover committed ones of the same address."""
+    """One caller's sight of the memory. Staged writes cover committed ones of the same address.
+
+    A view of a moment of the past shows what was committed then.
+    """
 
     def __init__(
         self,
-        storage: Storage,
+        storage: Snapshots,
         index: VectorIndex | None,
         scope: StepScope | None,
         catch_up: Callable[[VectorIndex], None],
+        moment: Moment | None = None,
     ) -> None:
-        self._storage = storage
+        self._storage = storage if moment is None else AsOf(storage, moment.seq)
         self._index = index
-        self._scope = scope
+        self._scope = scope if moment is None else None
         self._catch_up = catch_up
+        self._moment = moment
+
+    def _now(self) -> float:
+        return time.time() if self._moment is None else self._moment.at
 
     def _settled(self) -> Iterator[dict[Address, Draft]]:
         """Staged drafts by address, again and again until none of them lands while SQL is read.
@@ -56,7 +65,7 @@ class View:
                 found = _pending(draft)
             else:
                 with self._storage.snapshot() as reader:
-                    found = reader.item(namespace, key, time.time())
+                    found = reader.item(namespace, key, self._now())
         return found
 
     def search(
@@ -87,7 +96,7 @@ class View:
         pending = [record for draft in newest_first if (record := _pending(draft)) is not None]
         with self._storage.snapshot() as reader:
             committed = (
-                record for record in reader.items(prefix, time.time()) if (record.namespace, record.key) not in staged
+                record for record in reader.items(prefix, self._now()) if (record.namespace, record.key) not in staged
             )
             both = (record for source in (pending, committed) for record in source)
             if matches is not None:
@@ -107,9 +116,10 @@ class View:
         vector = index.embedder.query(query)
         if vector is None:
             return []
-        committed = semantic(
+        nearest = semantic if self._moment is None else exact  # an index knows the present alone
+        committed = nearest(
             self._storage, index, vector,
-            prefix=prefix, matches=matches, count=count + len(staged), now=time.time(),
+            prefix=prefix, matches=matches, count=count + len(staged), now=self._now(),
         )  # fmt: skip
         kept = [entry for entry in committed if (entry[1].namespace, entry[1].key) not in staged]
         if not staged:
@@ -129,7 +139,7 @@ class View:
         """Namespaces under a prefix that hold an item, sorted."""
         found: list[Namespace] = []
         for staged in self._settled():
-            now = time.time()
+            now = self._now()
             with self._storage.snapshot() as reader:
                 names = set(reader.namespaces(prefix, now))
                 touched = {namespace for namespace, _ in staged if namespace[: len(prefix)] == prefix}
