@@ -46,6 +46,7 @@ from langgraph_memstate.outbox import Outbox, VectorSync
 from langgraph_memstate.reading import View
 from langgraph_memstate.schemas import Pattern, SchemaRegistry
 from langgraph_memstate.storage.base import Append, Commit, Storage, Touch
+from langgraph_memstate.timeline import Timeline, read_timeline
 from langgraph_memstate.transaction import Transaction
 from langgraph_memstate.undo import OnConflict, RollbackReport, RollbackRequest, plan_commits
 from langgraph_memstate.urls import storage_at
@@ -448,6 +449,12 @@ class MemoryStore:
             until = Moment(reader.last_seq(), time.time()) if b is None else find_moment(reader, b)
             return diff_moments(reader, find_moment(reader, a), until, _prefix(namespace))
 
+    def timeline(self, thread_id: str) -> Timeline:
+        """A thread's checkpoints, branches and rollbacks, with what each remembered; a picture in a notebook."""
+        self._check_open()
+        with self.storage.snapshot() as reader:
+            return read_timeline(reader, thread_id)
+
     # -- undoing ------------------------------------------------------------------------------------
 
     def rollback(
@@ -678,6 +685,7 @@ class MemoryStore:
     alog = awaited(log)
     aas_of = awaited(as_of)
     adiff = awaited(diff)
+    atimeline = awaited(timeline)
     arollback = awaited(rollback)
     aforget = awaited(forget)
     asweep = awaited(sweep)

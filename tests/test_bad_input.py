@@ -223,6 +223,7 @@ MEMORY_CALLS: dict[str, Call] = {
     "history": lambda memory: memory.history("note", "n1"),
     "log": lambda memory: memory.log(),
     "as_of": lambda memory: memory.as_of(0),
+    "timeline": lambda memory: memory.timeline("t"),
     "diff": lambda memory: memory.diff(0),
     "rollback": lambda memory: memory.rollback(),
     "forget": lambda memory: memory.forget("note"),

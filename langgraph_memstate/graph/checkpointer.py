@@ -32,7 +32,6 @@ from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.graph.opening import Opening, ready
 from langgraph_memstate.graph.rewind import TimeTravel, copied, left_behind, rewind
-from langgraph_memstate.graph.rollback import metadata_of
 from langgraph_memstate.graph.staging import Landing, Part, Staging
 from langgraph_memstate.memory import MemoryStore
 from langgraph_memstate.storage.base import (
@@ -55,6 +54,7 @@ from langgraph_memstate.storage.base import (
     Unstage,
     WriteRow,
 )
+from langgraph_memstate.timeline import metadata_of
 from langgraph_memstate.undo import Undo
 
 _PAGE = 50  # checkpoints that `list` reads at a time: no snapshot is open while it yields

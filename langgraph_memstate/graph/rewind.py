@@ -43,10 +43,7 @@ def copied(
     reader: Reader, head_of: HeadOf, step: StepKey, parent_id: str | None, versions: Mapping[str, Any]
 ) -> StepKey | None:
     """What ``update_state(…, as_node="__copy__")`` copies: the child of the copy's parent with the same versions."""
-    siblings = reader.checkpoints(
-        thread_id=step.thread_id, checkpoint_ns=step.checkpoint_ns, checkpoint_id=None, before=None, limit=-1
-    )
-    for row in siblings:
+    for row in reader.heads(step.thread_id, step.checkpoint_ns):
         if row.parent_id == parent_id and head_of(row)["channel_versions"] == versions:
             return row.step
     return None

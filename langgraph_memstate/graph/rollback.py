@@ -15,12 +15,13 @@ from typing import Any
 
 from langgraph.checkpoint.base import empty_checkpoint
 
-from langgraph_memstate.errors import CorruptRowError, RollbackError
+from langgraph_memstate.errors import RollbackError
 from langgraph_memstate.facts import LogEntry
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.moments import find_checkpoint
 from langgraph_memstate.storage.base import Blob, PutCheckpoint, Reader, StepKey, StoredHead
+from langgraph_memstate.timeline import metadata_of
 from langgraph_memstate.undo import RollbackPlan, RollbackRequest, plan_undo
 
 _ROOT = ""
@@ -182,18 +183,3 @@ def _subgraphs(reader: Reader, thread_id: str, target: StoredHead | None) -> tup
 def _empty_head() -> Blob:
     head = {name: part for name, part in empty_checkpoint().items() if name not in ("id", "ts", "channel_values")}
     return Blob(*MemStateSerializer().dumps_typed(head))
-
-
-def metadata_of(stored: StoredHead) -> dict[str, Any]:
-    """A checkpoint's metadata.
-
-    Raises:
-        CorruptRowError: it is not what a checkpointer wrote.
-    """
-    try:
-        metadata = json.loads(stored.metadata)
-    except ValueError as error:
-        raise CorruptRowError(f"checkpoint {stored.step.checkpoint_id}: its metadata is not JSON") from error
-    if not isinstance(metadata, dict):
-        raise CorruptRowError(f"checkpoint {stored.step.checkpoint_id}: its metadata is not an object")
-    return metadata

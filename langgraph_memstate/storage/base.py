@@ -366,6 +366,10 @@ class Reader(ABC):
         """That checkpoint, or the latest of the namespace, then its parent, and so on."""
 
     @abstractmethod
+    def heads(self, thread_id: str, checkpoint_ns: str) -> Iterator[StoredHead]:
+        """Every checkpoint of a namespace, newest first, whatever branch it is on."""
+
+    @abstractmethod
     def checkpoint_namespaces(self, thread_id: str) -> list[str]:
         """Where a thread has checkpoints: the graph's own namespace and those of its subgraphs."""
 

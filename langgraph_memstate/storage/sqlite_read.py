@@ -136,6 +136,13 @@ class SQLiteReader(Reader):
             yield _head(row)
             wanted = row[3]
 
+    def heads(self, thread_id: str, checkpoint_ns: str) -> Iterator[StoredHead]:
+        rows = self._rows(
+            f"SELECT {_HEAD} FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ? ORDER BY checkpoint_id DESC",
+            thread_id, checkpoint_ns,
+        )  # fmt: skip
+        yield from map(_head, rows)
+
     def checkpoint_namespaces(self, thread_id: str) -> list[str]:
         rows = self._rows("SELECT DISTINCT checkpoint_ns FROM checkpoints WHERE thread_id = ?", thread_id)
         return sorted(ns for (ns,) in rows)
