@@ -37,7 +37,7 @@ class TimelineStep:
     rolled_back: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Timeline:
     """The steps of one thread, oldest first. A notebook shows it as a picture."""
 
@@ -54,6 +54,8 @@ class Timeline:
                 f"{mark} {'| ' * one.lane}{one.source} {one.step} {one.checkpoint_id}{undone}  {facts}".rstrip()
             )
         return "\n".join(lines)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         places = {

@@ -146,7 +146,7 @@ def plan_undo(
             for namespace, key, ours, theirs in conflicts[:_SHOWN]
         )
         raise RollbackConflict(
-            f"{len(conflicts)} facts were changed by others since: {shown}. Nothing was undone; "
+            f"{len(conflicts)} of the facts were changed by others since: {shown}. Nothing was undone; "
             "on_conflict='keep' leaves theirs, 'overwrite' takes them back too",
             conflicts,
         )
