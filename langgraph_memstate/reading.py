@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from langgraph_memstate.errors import FilterError
 from langgraph_memstate.facts import Draft, Namespace, Record, decode_value
-from langgraph_memstate.filters import Predicate
+from langgraph_memstate.filters import Filter
 from langgraph_memstate.index import VectorIndex, to_bytes, vector_id
 from langgraph_memstate.moments import Moment
 from langgraph_memstate.search import Scored, best, exact, semantic
@@ -72,7 +72,7 @@ class View:
         self,
         prefix: Namespace,
         *,
-        matches: Predicate | None,
+        matches: Filter | None,
         query: str | None,
         limit: int,
         offset: int,
@@ -90,13 +90,15 @@ class View:
         return found[offset : offset + limit]
 
     def _by_time(
-        self, prefix: Namespace, matches: Predicate | None, staged: dict[Address, Draft], count: int
+        self, prefix: Namespace, matches: Filter | None, staged: dict[Address, Draft], count: int
     ) -> list[Record]:
         newest_first = sorted(staged.values(), key=lambda draft: draft.version, reverse=True)
         pending = [record for draft in newest_first if (record := _pending(draft)) is not None]
         with self._storage.snapshot() as reader:
             committed = (
-                record for record in reader.items(prefix, self._now()) if (record.namespace, record.key) not in staged
+                record
+                for record in reader.items(prefix, self._now(), () if matches is None else matches.conditions)
+                if (record.namespace, record.key) not in staged
             )
             both = (record for source in (pending, committed) for record in source)
             if matches is not None:
@@ -107,7 +109,7 @@ class View:
         self,
         index: VectorIndex,
         prefix: Namespace,
-        matches: Predicate | None,
+        matches: Filter | None,
         query: str,
         staged: dict[Address, Draft],
         count: int,

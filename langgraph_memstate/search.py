@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 
 from langgraph_memstate.facts import Namespace, Record, decode_value
-from langgraph_memstate.filters import Predicate
+from langgraph_memstate.filters import Filter
 from langgraph_memstate.hooks.base import Vector
 from langgraph_memstate.index import VectorIndex, to_vector
 from langgraph_memstate.storage.base import ScoredRow, Snapshots
@@ -31,7 +31,7 @@ def semantic(
     query: Vector,
     *,
     prefix: Sequence[str],
-    matches: Predicate | None,
+    matches: Filter | None,
     count: int,
     now: float,
 ) -> list[Scored]:
@@ -65,7 +65,7 @@ def exact(
     query: Vector,
     *,
     prefix: Sequence[str],
-    matches: Predicate | None,
+    matches: Filter | None,
     count: int,
     now: float,
 ) -> list[Scored]:
@@ -74,7 +74,7 @@ def exact(
         return best(query, reader.vectors(index.name, index.model, prefix, now), matches, count)
 
 
-def best(query: Vector, rows: Iterable[ScoredRow], matches: Predicate | None, count: int) -> list[Scored]:
+def best(query: Vector, rows: Iterable[ScoredRow], matches: Filter | None, count: int) -> list[Scored]:
     """Score rows against a query; an item with several vectors counts once, by its nearest."""
     scored: dict[str, Scored] = {}
     for row in rows:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from langgraph_memstate.facts import Draft, IndexPaths, LogEntry, Namespace, Record
+from langgraph_memstate.filters import Condition
 
 EXACT = "exact"  # the name of an index without a vector database: searched in SQL, nothing follows it
 
@@ -386,8 +387,8 @@ class Reader(ABC):
     def item(self, namespace: Namespace, key: str, now: float) -> Record | None: ...
 
     @abstractmethod
-    def items(self, prefix: Sequence[str], now: float) -> Iterator[Record]:
-        """Unexpired items under a namespace prefix, last written first."""
+    def items(self, prefix: Sequence[str], now: float, conditions: Sequence[Condition] = ()) -> Iterator[Record]:
+        """Unexpired items under a namespace prefix, last written first; any that breaks a condition may be left out."""
 
     @abstractmethod
     def namespaces(self, prefix: Sequence[str], now: float) -> list[Namespace]:

@@ -22,6 +22,7 @@ from langgraph_memstate.facts import (
     encode_namespace,
     namespace_range,
 )
+from langgraph_memstate.filters import Condition
 from langgraph_memstate.storage.base import (
     Blob,
     OutboxRow,
@@ -50,6 +51,7 @@ _LOG = (
     "seq, version, op, ns, key, value, ts, created_at, index_paths, commit_id, supersedes, thread_id, checkpoint_ns, "
     "checkpoint_id, task_id, node, run_id, actor, reason, schema, schema_version, type, ttl, undoes"
 )
+_COMPARISONS = {"=": "=", ">=": ">=", "<=": "<="}
 _ORIGIN = frozenset(field.name for field in fields(Origin))
 _PAST = (
     "(SELECT ns, key, version, value, created_at, ts AS updated_at, seq, ts + ttl * 60 AS expires_at, ttl, type "
@@ -198,14 +200,13 @@ class SQLiteReader(Reader):
         )  # fmt: skip
         return next(map(_record, rows), None)
 
-    def items(self, prefix: Sequence[str], now: float) -> Iterator[Record]:
-        yield from map(
-            _record,
-            self._item_rows(
-                f"SELECT {_ITEM} FROM {self._items} WHERE {_UNDER} AND {_LIVE} ORDER BY items.seq DESC",
-                now=now, **_range(prefix),
-            ),
+    def items(self, prefix: Sequence[str], now: float, conditions: Sequence[Condition] = ()) -> Iterator[Record]:
+        also, operands = _narrowed(conditions)
+        rows = self._item_rows(
+            f"SELECT {_ITEM} FROM {self._items} WHERE {_UNDER} AND {_LIVE} {also} ORDER BY items.seq DESC",
+            now=now, **_range(prefix), **operands,
         )  # fmt: skip
+        yield from map(_record, rows)
 
     def namespaces(self, prefix: Sequence[str], now: float) -> list[Namespace]:
         rows = self._item_rows(
@@ -423,6 +424,17 @@ def _head(row: Sequence[Any]) -> StoredHead:
     except (TypeError, ValueError) as error:
         raise CorruptRowError(f"checkpoint {step.checkpoint_id}: its manifest is not JSON") from error
     return StoredHead(step, parent_id, seq, ts, Blob(head_type, head), metadata, manifest)
+
+
+def _narrowed(conditions: Sequence[Condition]) -> tuple[str, dict[str, Any]]:
+    """The conditions in SQL, in which neither a path nor an operand is part of the text, and what is bound to it."""
+    clauses: list[str] = []
+    operands: dict[str, Any] = {}
+    for number, (path, operator, operand) in enumerate(conditions):
+        clauses.append(f"AND json_extract(items.value, :path{number}) {_COMPARISONS[operator]} :operand{number}")
+        operands[f"path{number}"] = "$" + "".join(f'."{field}"' for field in path)
+        operands[f"operand{number}"] = operand
+    return " ".join(clauses), operands
 
 
 def _range(prefix: Sequence[str]) -> dict[str, str]:
