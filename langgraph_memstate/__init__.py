@@ -3,6 +3,7 @@
 from langgraph_memstate.errors import MemStateError
 from langgraph_memstate.facts import Fact, LogEntry
 from langgraph_memstate.graph.checkpointer import MemStateCheckpointer
+from langgraph_memstate.graph.rollback_node import RollbackNode
 from langgraph_memstate.graph.store import MemStateStore
 from langgraph_memstate.memory import MemoryStore
 from langgraph_memstate.schemas import Constraint
@@ -18,5 +19,6 @@ __all__ = [
     "MemStateError",
     "MemStateStore",
     "MemoryStore",
+    "RollbackNode",
     "SQLiteStorage",
 ]

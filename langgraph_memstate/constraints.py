@@ -120,8 +120,8 @@ def _immutable(schemas: SchemaRegistry) -> tuple[Pattern, ...]:
 
 def _claims(schemas: SchemaRegistry, draft: Draft) -> Iterator[tuple[Claim, bool]]:
     """The claims that a draft makes, and whether it replaces who else makes them."""
-    if draft.value is None or not schemas.constrained:
-        return
+    if draft.value is None or draft.undoes is not None or not schemas.constrained:
+        return  # an undo goes back to what was there, whatever is there now
     value = decode_value(draft.value)
     for schema in schemas.all():
         if not schema.governs(draft.namespace, draft.type):
@@ -149,6 +149,6 @@ def _refuse_changes(patterns: Sequence[Pattern], view: View, drafts: Sequence[Dr
             record = view.stored(*draft.address)
             before[draft.address] = None if record is None else (record.type, record.value, record.ttl)
         old = before[draft.address]
-        if old is not None and not draft.overrides:
+        if old is not None and not draft.is_free:
             refuse_change(patterns, old, draft)
         before[draft.address] = None if draft.value is None else (draft.type, draft.value, draft.ttl)

@@ -20,6 +20,10 @@
     +-- NotFoundError                 an update of a fact that is not there
     +-- VectorSyncError               the step was not committed: vectors could not follow
     |   +-- EmbeddingError            the embedding model failed or returned nonsense
+    +-- RollbackError                 there is nothing to go back to, or not from here
+    |   +-- RollbackConflict          another thread has changed what would be undone
+    +-- ForgetError                   nobody was named
+    +-- UnknownMomentError            a checkpoint, sequence or time that the memory does not have
     +-- IndexConfigError              dims, fields or collection do not fit together
     +-- StagingError                  LangGraph's internals are not what this release expects
 
@@ -28,6 +32,9 @@ so that code written against the upstream stores keeps catching it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 
 class MemStateError(Exception):
@@ -124,6 +131,38 @@ class VectorSyncError(MemStateError):
 
 class EmbeddingError(VectorSyncError):
     """The embedding model failed or returned vectors of the wrong shape; nothing was written."""
+
+
+class RollbackError(MemStateError, ValueError):
+    """What was asked for cannot be undone; nothing changed."""
+
+
+class RollbackConflict(RollbackError):
+    """Another thread has since changed what a rollback would take back; nothing changed.
+
+    `conflicts` has one entry for each such fact.
+    """
+
+    def __init__(self, message: str, conflicts: Sequence[Conflict] = ()) -> None:
+        super().__init__(message)
+        self.conflicts = tuple(conflicts)
+
+
+class Conflict(NamedTuple):
+    """A fact that another thread changed: our last version, and theirs, which is current."""
+
+    namespace: tuple[str, ...]
+    key: str
+    ours: str
+    theirs: str
+
+
+class ForgetError(MemStateError, ValueError):
+    """What is to be forgotten was not named; nothing was erased."""
+
+
+class UnknownMomentError(MemStateError, LookupError):
+    """A moment of the past that names no checkpoint, sequence or time of this memory."""
 
 
 class IndexConfigError(MemStateError, ValueError):

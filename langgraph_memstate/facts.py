@@ -268,10 +268,12 @@ class Origin:
 class Draft:
     """One memory write on its way to the log: complete but for its place in the sequence.
 
-    `value` is JSON text (None for a delete), `ttl` minutes, `ts` seconds since 1970. `patch`: JSON text (RFC 7396); the
-    value is then what it made of the fact as its writer saw it, and is made anew of the fact as the commit finds it.
-    `overrides`: it may change an immutable fact, as an undo does. `derived`: it follows from the other writes of its
-    commit, and is derived from them anew when a step lands.
+    `value` is JSON text (None for a delete), `ttl` minutes, times seconds since 1970. A draft that undoes says up to
+    which sequence of the log (`undoes`), and since when the item that it brings back existed (`created_at`).
+
+    `patch`: JSON text (RFC 7396); the value is then what it made of the fact as its writer saw it, and is made anew of
+    the fact as the commit finds it. `overrides`: it may change an immutable fact. `derived`: it follows from the other
+    writes of its step, and is derived from them anew when that lands.
     """
 
     version: str
@@ -286,6 +288,8 @@ class Draft:
     schema_version: int | None = None
     ts: float = field(default_factory=time.time)
     origin: Origin = Origin()
+    undoes: int | None = None
+    created_at: float | None = None
     patch: str | None = None
     overrides: bool = False
     derived: bool = False
@@ -293,6 +297,11 @@ class Draft:
     @property
     def address(self) -> tuple[Namespace, str]:
         return self.namespace, self.key
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it may change what is immutable: it says so, or undoes."""
+        return self.overrides or self.undoes is not None
 
     def dumps(self) -> str:
         """JSON text for the staging table; `loads` reads it back."""
@@ -381,10 +390,15 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One entry of the append-only log. `value` is None for a delete, `ts` is aware UTC."""
+    """One entry of the append-only log.
+
+    `value` is None for a delete, and for a put whose content was forgotten. `commit_id` is the first sequence of its
+    commit; `undoes`, for what a rollback wrote, the sequence it went back to. Times are aware UTC, `ttl` minutes.
+    """
 
     seq: int
     version: str
+    commit_id: int
     op: Operation
     namespace: Namespace
     key: str
@@ -401,3 +415,17 @@ class LogEntry:
     schema: str | None
     schema_version: int | None
     ts: datetime
+    created_at: datetime | None
+    type: str | None
+    index: IndexPaths
+    ttl: float | None
+    undoes: int | None
+
+    @property
+    def address(self) -> tuple[Namespace, str]:
+        return self.namespace, self.key
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether the content was erased on purpose."""
+        return self.op == "put" and self.value is None

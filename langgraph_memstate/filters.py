@@ -7,16 +7,35 @@ values. A missing field compares as None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from langgraph_memstate.errors import FilterError
 
-Predicate = Callable[[Mapping[str, Any]], bool]
+
+class Condition(NamedTuple):
+    """What every matching value fulfils at a path of fields, compared as a database compares: not by type."""
+
+    path: tuple[str, ...]
+    operator: Literal["=", ">=", "<="]
+    operand: str | int | float
 
 
-def compile_filter(filter: Mapping[str, Any] | None) -> Predicate | None:
-    """A function that says whether a value matches; None for no filter.
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Says whether a value matches. A storage may leave out values that do not fulfil its `conditions`."""
+
+    wanted: Mapping[str, Any]
+    conditions: tuple[Condition, ...]
+
+    def __call__(self, value: Mapping[str, Any]) -> bool:
+        return all(_matches(value.get(key), wanted) for key, wanted in self.wanted.items())
+
+
+def compile_filter(filter: Mapping[str, Any] | None) -> Filter | None:
+    """A filter, checked; None for none.
 
     Raises:
         FilterError: an operator is unknown or its operand cannot be compared.
@@ -33,7 +52,41 @@ def compile_filter(filter: Mapping[str, Any] | None) -> Predicate | None:
         raise FilterError("the filter is nested too deep") from error
     if not filter:
         return None
-    return lambda value: all(_matches(value.get(key), wanted) for key, wanted in filter.items())
+    return Filter(filter, tuple(_conditions((), filter)))
+
+
+def _conditions(path: tuple[str, ...], wanted: object) -> Iterator[Condition]:
+    if not isinstance(wanted, Mapping):
+        yield from _condition(path, "$eq", wanted)
+    elif path and any(key.startswith("$") for key in wanted):
+        for operator, operand in wanted.items():
+            yield from _condition(path, operator, operand)
+    else:
+        for key, inner in wanted.items():
+            if key and key.isprintable() and not set(key) & {'"', "\\"}:  # a JSON path spells others in several ways
+                yield from _conditions((*path, key), inner)
+
+
+_SLACK = 1e-12  # a database may read a decimal fraction one bit off
+_EXACT = 2**53  # integers up to here are the same number everywhere
+
+
+def _condition(path: tuple[str, ...], operator: str, operand: object) -> Iterator[Condition]:
+    sides: dict[str, Literal["=", ">=", "<="]] = {"$eq": "=", "$gt": ">=", "$gte": ">=", "$lt": "<=", "$lte": "<="}
+    side = sides.get(operator)
+    if side is None:
+        return
+    if isinstance(operand, str):
+        if "\0" not in operand:
+            yield Condition(path, side, operand)
+    elif isinstance(operand, int):
+        if abs(operand) < _EXACT:
+            yield Condition(path, side, int(operand))
+    elif isinstance(operand, float) and math.isfinite(operand):
+        if side in ("=", ">="):
+            yield Condition(path, ">=", operand - abs(operand) * _SLACK)
+        if side in ("=", "<="):
+            yield Condition(path, "<=", operand + abs(operand) * _SLACK)
 
 
 def _check(wanted: Any, path: str) -> None:

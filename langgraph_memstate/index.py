@@ -19,7 +19,7 @@ from langgraph_memstate.storage.base import (
     EmbeddingRow,
     PutIndexMeta,
     ScoredRow,
-    Storage,
+    Snapshots,
     VectorRow,
 )
 
@@ -79,7 +79,7 @@ class VectorIndex:
         return texts_of(decode_value(draft.value), self.fields if draft.index is None else draft.index)
 
     def embed(
-        self, drafts: Sequence[Draft], storage: Storage, just_embedded: Sequence[EmbeddingRow] = ()
+        self, drafts: Sequence[Draft], storage: Snapshots, just_embedded: Sequence[EmbeddingRow] = ()
     ) -> tuple[list[VectorRow], list[EmbeddingRow], dict[str, Vector]]:
         """Vector rows of `drafts`, the embeddings SQL does not hold yet, and every vector by id.
 

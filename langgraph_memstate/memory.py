@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import logging
 import os
 import threading
 import time
@@ -21,12 +22,9 @@ from langgraph_memstate import sessions
 from langgraph_memstate.awaited import awaited
 from langgraph_memstate.commit import Writer
 from langgraph_memstate.constraints import admitted, adopted, guarded, needs_guard
+from langgraph_memstate.diff import Change, diff_moments
 from langgraph_memstate.embedding import Embedder, home_loop
-from langgraph_memstate.errors import (
-    FactRaced,
-    IndexConfigError,
-    StorageClosedError,
-)
+from langgraph_memstate.errors import CommitRaced, FactRaced, IndexConfigError, RollbackError, StorageClosedError
 from langgraph_memstate.facts import (
     Draft,
     Fact,
@@ -44,31 +42,36 @@ from langgraph_memstate.facts import (
     new_version,
 )
 from langgraph_memstate.filters import compile_filter
+from langgraph_memstate.forget import ForgetReport, plan_forget, subject_of
 from langgraph_memstate.hooks.base import SyncHook
 from langgraph_memstate.index import VectorIndex, check_index_config
+from langgraph_memstate.moments import Moment, When, find_moment
 from langgraph_memstate.outbox import Outbox, VectorSync
 from langgraph_memstate.patches import updated
 from langgraph_memstate.reading import View, item_of
 from langgraph_memstate.schemas import Constraint, SchemaFault, SchemaRegistry, Upcaster, dumped, type_name
-from langgraph_memstate.storage.base import Append, CheckCurrent, Commit, Storage, Touch
+from langgraph_memstate.storage.base import Append, Commit, Expect, Storage, Touch
+from langgraph_memstate.timeline import Timeline, read_timeline
 from langgraph_memstate.transaction import Transaction
+from langgraph_memstate.undo import OnConflict, RollbackReport, RollbackRequest, plan_commits
 from langgraph_memstate.urls import storage_at
 from langgraph_memstate.verify import VerifyReport, repair_index, verify_index
 
 if TYPE_CHECKING:
     from langgraph_memstate.graph.checkpointer import MemStateCheckpointer
+    from langgraph_memstate.graph.past import PastStore
     from langgraph_memstate.graph.store import MemStateStore
 
-T = TypeVar("T")
+logger = logging.getLogger("langgraph_memstate")
 
-_RACES = 100  # how often a commit is built anew when others wrote a fact it builds on: each time one of them got on
+_RACES = 8  # how often a commit is prepared anew when the database moved under it
+_TURNS = 100  # how often when others wrote a fact that it builds on, which means that one of them got on
+
+T = TypeVar("T")
 
 
 class StepScope(Protocol):
     """Who may take memory writes into a running step, and what they look like to its tasks."""
-
-    def running(self) -> bool:
-        """Whether a step of this memory is running."""
 
     def stage(self, drafts: Sequence[Draft]) -> bool:
         """Take `drafts` into the running task's step; False when no step of this memory is running."""
@@ -78,6 +81,9 @@ class StepScope(Protocol):
 
     def has_landed(self, versions: Iterable[str]) -> bool:
         """Whether any of these staged versions has been committed since."""
+
+    def is_running(self) -> bool:
+        """Whether the caller is a task of a step of this memory."""
 
 
 class MemoryStore:
@@ -378,16 +384,14 @@ class MemoryStore:
         Raises:
             ConstraintError, VectorSyncError: nothing was written.
         """
-        for attempt in range(_RACES):
+
+        def promote() -> list[Draft]:
             puts, ends, read = sessions.promoted(self._sight(), session_id, selector, actor, reason)
-            try:
-                self.write([*puts, *ends], (CheckCurrent(tuple(read)),))
-            except FactRaced:
-                if attempt + 1 == _RACES:
-                    raise
-            else:
-                break
-        return [Fact.of(item) for draft in puts if (item := item_of(draft)) is not None]
+            self.write([*puts, *ends], (Expect(tuple(read)),))
+            return puts
+
+        items = map(item_of, self._prepared(promote))
+        return [Fact.of(self.schemas.present(item)) for item in items if item is not None]
 
     def discard_session(self, session_id: str, *, actor: str | None = None, reason: str | None = None) -> int:
         """Delete the facts of a session in one commit; returns how many. Their history stays."""
@@ -435,7 +439,7 @@ class MemoryStore:
         transaction = self._transaction.get()
         if transaction is not None and transaction.take(drafts):
             return drafts
-        if self._scope is not None and self._scope.running():
+        if self._scope is not None and self._scope.is_running():
             if self.schemas.constrained:
                 drafts = admitted(self.schemas, self.view(), drafts)
             if self._scope.stage(drafts):
@@ -450,7 +454,7 @@ class MemoryStore:
             self._outbox.commit(drafts, before, after)
             return drafts
         committed = View(self.storage, None, None, self._outbox.catch_up, self.schemas)
-        tries = 1 if any(isinstance(op, CheckCurrent) for op in before) else _RACES  # else the caller tries again
+        tries = 1 if any(isinstance(op, Expect) for op in before) else _TURNS  # else the caller tries again
         while True:
             ready = guarded(self.storage, committed, self.schemas, drafts, in_step=in_step)
             try:
@@ -476,14 +480,17 @@ class MemoryStore:
 
     # -- reading ------------------------------------------------------------------------------------
 
-    def view(self) -> View:
-        """What the caller may see now: what is committed and, inside a step, what its task staged."""
+    def view(self, moment: Moment | None = None) -> View:
+        """What the caller may see now: what is committed and, inside a step, what its task staged.
+
+        With a moment, what was committed then.
+        """
         self._check_open()
         with self._lock:
             if not self._outbox.indexes and self._index_config is not None:
                 self._attach(None)  # an index and no vector database: SQL is scanned exactly
         index = self._outbox.indexes[0] if self._outbox.indexes else None
-        return View(self.storage, index, self._scope, self._outbox.catch_up, self.schemas)
+        return View(self.storage, index, self._scope, self._outbox.catch_up, self.schemas, moment=moment)
 
     def _sight(self) -> View:
         """What a write builds on: the view, and what the open transaction has collected."""
@@ -540,10 +547,169 @@ class MemoryStore:
 
     def history(self, namespace: str | Namespace, key: str, *, session_id: str | None = None) -> list[LogEntry]:
         """Every version a fact ever had, oldest first."""
+        namespace = in_session(check_namespace(namespace), session_id)
+        entries = self.log(namespace=namespace, key=check_key(key))
+        return [entry for entry in entries if entry.namespace == namespace]
+
+    def log(
+        self,
+        *,
+        since: When = 0,
+        until: When | None = None,
+        namespace: str | Namespace = (),
+        key: str | None = None,
+        thread_id: str | None = None,
+        checkpoint_id: str | None = None,
+        node: str | None = None,
+        run_id: str | None = None,
+        actor: str | None = None,
+        limit: int | None = None,
+    ) -> list[LogEntry]:
+        """Entries of the log after `since`, up to `until`, oldest first; with a `limit`, the latest ones.
+
+        Args:
+            since, until: a sequence, an aware datetime, or a checkpoint (its id or config).
+            namespace: a prefix.
+            checkpoint_id: the checkpoint that an entry landed with.
+
+        Raises:
+            UnknownMomentError: the memory has no such moment.
+        """
         self._check_open()
-        place = in_session(check_namespace(namespace), session_id)
+        origin = {
+            "thread_id": thread_id, "checkpoint_id": checkpoint_id, "node": node, "run_id": run_id, "actor": actor,
+        }  # fmt: skip
         with self.storage.snapshot() as reader:
-            return reader.log(namespace=place, key=check_key(key))
+            entries = reader.log(
+                prefix=_prefix(namespace),
+                key=key,
+                origin={name: wanted for name, wanted in origin.items() if wanted is not None},
+                after=find_moment(reader, since).seq,
+                until=None if until is None else find_moment(reader, until).seq,
+                limit=limit,
+                newest_first=limit is not None,
+            )
+            return list(entries) if limit is None else list(entries)[::-1]
+
+    def as_of(self, when: When) -> PastStore:
+        """The memory as it was at a moment: a store that can be read and not written.
+
+        Args:
+            when: a sequence of the log, an aware datetime, or a checkpoint: its id, its config, or a snapshot of it.
+
+        Raises:
+            UnknownMomentError: the memory has no such moment.
+        """
+        from langgraph_memstate.graph.past import PastStore
+
+        self._check_open()
+        with self.storage.snapshot() as reader:
+            return PastStore(self, find_moment(reader, when))
+
+    def diff(self, a: When, b: When | None = None, *, namespace: str | Namespace = ()) -> list[Change]:
+        """What changed in memory from moment `a` to moment `b` (now), by namespace and key."""
+        self._check_open()
+        with self.storage.snapshot() as reader:
+            until = Moment(reader.last_seq(), time.time()) if b is None else find_moment(reader, b)
+            return diff_moments(reader, find_moment(reader, a), until, _prefix(namespace))
+
+    def timeline(self, thread_id: str) -> Timeline:
+        """A thread's checkpoints, branches and rollbacks, with what each remembered; a picture in a notebook."""
+        self._check_open()
+        with self.storage.snapshot() as reader:
+            return read_timeline(reader, thread_id)
+
+    # -- undoing ------------------------------------------------------------------------------------
+
+    def rollback(
+        self,
+        steps: int | None = None,
+        *,
+        turns: int | None = None,
+        to: Any = None,
+        thread_id: str | None = None,
+        on_conflict: OnConflict = "raise",
+        actor: str | None = None,
+        reason: str | None = "rollback",
+    ) -> RollbackReport:
+        """Undo the last `steps` (default 1) in one commit: thread state, facts and vectors.
+
+        With `thread_id`, a step is a checkpoint of the thread, a turn an invocation of its graph, and `to` a
+        checkpoint. The state of the target becomes the thread's head, as a new checkpoint, and memory is again what
+        the thread had left there. Without, a step is a commit that no graph made, and `to` a sequence of the log. A
+        rollback can be undone as well: ``rollback(to=report.undone)``. No run of the thread may be under way.
+
+        Args:
+            on_conflict: what becomes of a fact that others have changed since: ``"raise"``, ``"keep"`` theirs, or
+                ``"overwrite"`` it with the version before ours.
+
+        Raises:
+            RollbackConflict, RollbackError, UnknownMomentError: nothing changed.
+        """
+        self._check_open()
+        if self._transaction.get() is not None or (self._scope is not None and self._scope.is_running()):
+            raise RollbackError(
+                "a rollback is a commit of its own: call it outside of a transaction and of a graph's nodes; "
+                "inside a graph, add a RollbackNode"
+            )
+        origin = Origin(thread_id=thread_id, actor=actor, reason=reason)
+        request = RollbackRequest(steps, turns, to, thread_id, on_conflict, origin)
+        return self._prepared(lambda: self._roll_back(request))
+
+    def _roll_back(self, request: RollbackRequest) -> RollbackReport:
+        from langgraph_memstate.graph.rollback import plan_thread
+
+        with self.storage.snapshot() as reader:
+            plan = plan_thread(reader, request) or plan_commits(reader, request)
+        self._outbox.commit(plan.drafts, plan.before, plan.after)
+        return plan.report
+
+    def forget(
+        self,
+        namespace: str | Namespace = (),
+        key: str | None = None,
+        *,
+        thread_id: str | None = None,
+        checkpoints: bool = False,
+        actor: str | None = None,
+        reason: str | None = "forget",
+    ) -> ForgetReport:
+        """Erase a subject's content for good: items, versions in the log, staged work, embeddings and vectors.
+
+        The log keeps the entries without their content; undo and `as_of` find nothing there any more. What is named
+        is a namespace prefix, a key under it, what a thread wrote, or any of these together.
+
+        Args:
+            checkpoints: also delete the checkpoints of the threads that wrote what is erased.
+
+        Raises:
+            ForgetError: nobody is named.
+            VectorSyncError: the content is erased, and an index did not take the removal of its vectors yet; they stay
+                queued and invisible.
+        """
+        self._check_open()
+        subject = subject_of(_prefix(namespace), None if key is None else check_key(key), thread_id)
+        origin = Origin(actor=actor, reason=reason)
+
+        def erase() -> ForgetReport:
+            with self.storage.snapshot() as reader:
+                erasure = plan_forget(reader, subject, checkpoints=checkpoints, origin=origin)
+            self._outbox.commit(erasure.drafts, erasure.before, erasure.after)
+            return erasure.report
+
+        report = self._prepared(erase)
+        self.storage.scrub()
+        self.flush()
+        return report
+
+    def _prepared(self, commit: Callable[[], T]) -> T:
+        """Run a commit that is prepared from what the database holds, again where that changed meanwhile."""
+        for _ in range(_RACES - 1):
+            try:
+                return commit()
+            except CommitRaced as error:
+                logger.debug("prepared anew: %s", error)
+        return commit()
 
     # -- expiry -------------------------------------------------------------------------------------
 
@@ -690,6 +856,12 @@ class MemoryStore:
     aquery = awaited(query)
     asearch = awaited(search)
     ahistory = awaited(history)
+    alog = awaited(log)
+    aas_of = awaited(as_of)
+    adiff = awaited(diff)
+    atimeline = awaited(timeline)
+    arollback = awaited(rollback)
+    aforget = awaited(forget)
     asweep = awaited(sweep)
     aflush = awaited(flush)
     averify = awaited(verify)
@@ -701,5 +873,5 @@ class MemoryStore:
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
 
-def _prefix(namespace: str | Namespace, session_id: str | None) -> Namespace:
+def _prefix(namespace: str | Namespace, session_id: str | None = None) -> Namespace:
     return in_session(() if namespace == () else check_namespace(namespace), session_id)

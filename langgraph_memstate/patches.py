@@ -11,7 +11,7 @@ from langgraph_memstate.errors import NotFoundError
 from langgraph_memstate.facts import Draft, Namespace, Origin, Record, decode_value, encode_value, new_version
 from langgraph_memstate.reading import Address, View, item_of
 from langgraph_memstate.schemas import SchemaRegistry
-from langgraph_memstate.storage.base import CheckCurrent, Reader
+from langgraph_memstate.storage.base import Expect, Reader
 from langgraph_memstate.storage.checks import address as named
 
 
@@ -51,17 +51,18 @@ def updated(
 
 def rebased(
     reader: Reader, schemas: SchemaRegistry, drafts: Sequence[Draft], *, in_step: bool
-) -> tuple[list[Draft], CheckCurrent]:
+) -> tuple[list[Draft], Expect]:
     """The drafts with every patch applied to what is current now, and the versions that this relies on.
 
-    A fact that was deleted since a step updated it stays deleted: as if the update had come first.
+    A fact that was deleted since a step updated it stays deleted, as if the update had come first; the log then has
+    another delete for it.
 
     Raises:
         NotFoundError: a fact was deleted since it was updated outside of a step.
         SchemaError: what a patch makes of the fact as it is now is rejected by its schema.
     """
     written: dict[Address, Draft] = {}
-    relied_on: list[tuple[Namespace, str, str]] = []
+    relied_on: list[tuple[Namespace, str, str | None]] = []
     result: list[Draft] = []
     for draft in drafts:
         if draft.patch is not None:
@@ -69,14 +70,15 @@ def rebased(
                 record = item_of(before)
             elif (record := reader.item(draft.namespace, draft.key, time.time())) is not None:
                 relied_on.append((*draft.address, record.version))
-            if record is None and in_step:
-                continue
-            if record is None:
+            if record is not None:
+                draft = _applied(schemas, draft, schemas.present(record))
+            elif in_step:
+                draft = replace(draft, op="delete", value=None, patch=None)
+            else:
                 raise _not_found(draft.namespace, draft.key)
-            draft = _applied(schemas, draft, schemas.present(record))
         written[draft.address] = draft
         result.append(draft)
-    return result, CheckCurrent(tuple(relied_on))
+    return result, Expect(tuple(relied_on))
 
 
 def _applied(schemas: SchemaRegistry, draft: Draft, record: Record) -> Draft:

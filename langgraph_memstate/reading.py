@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from langgraph_memstate.errors import FilterError
 from langgraph_memstate.facts import Draft, Namespace, Record, decode_value, split_session
-from langgraph_memstate.filters import Predicate
+from langgraph_memstate.filters import Condition, Filter
 from langgraph_memstate.index import VectorIndex, to_bytes, vector_id
+from langgraph_memstate.moments import Moment
 from langgraph_memstate.schemas import SchemaRegistry
-from langgraph_memstate.search import Fits, Scored, best, semantic
-from langgraph_memstate.storage.base import Claim, ScoredRow, Storage
+from langgraph_memstate.search import Fits, Scored, best, exact, semantic
+from langgraph_memstate.storage.base import AsOf, Claim, ScoredRow, Snapshots
 from langgraph_memstate.storage.checks import makes_claim
 
 if TYPE_CHECKING:
@@ -26,29 +27,35 @@ Address = tuple[Namespace, str]
 class View:
     """One caller's sight of the memory. Staged writes cover committed ones of the same address.
 
-    Values come in the present shape of their schemas.
+    A view of a moment of the past shows what was committed then. Values come in the present shape of their schemas.
     """
 
     def __init__(
         self,
-        storage: Storage,
+        storage: Snapshots,
         index: VectorIndex | None,
         scope: StepScope | None,
         catch_up: Callable[[VectorIndex], None],
         schemas: SchemaRegistry,
+        *,
+        moment: Moment | None = None,
         pending: Sequence[Draft] = (),
     ) -> None:
-        self._storage = storage
+        self._storage = storage if moment is None else AsOf(storage, moment.seq)
         self._index = index
-        self._scope = scope
+        self._scope = scope if moment is None else None
         self._catch_up = catch_up
         self._schemas = schemas
+        self._moment = moment
         self._pending = pending
 
     def over(self, drafts: Sequence[Draft]) -> View:
         """The same with further writes on top."""
         pending = (*self._pending, *drafts)
-        return View(self._storage, self._index, self._scope, self._catch_up, self._schemas, pending)
+        return View(self._storage, self._index, self._scope, self._catch_up, self._schemas, pending=pending)
+
+    def _now(self) -> float:
+        return time.time() if self._moment is None else self._moment.at
 
     def _settled(self) -> Iterator[dict[Address, Draft]]:
         """Staged drafts by address, again and again until none of them lands while SQL is read.
@@ -75,7 +82,7 @@ class View:
                 found = item_of(draft)
             else:
                 with self._storage.snapshot() as reader:
-                    found = reader.item(namespace, key, time.time())
+                    found = reader.item(namespace, key, self._now())
         return found
 
     def written(self, version: str) -> Draft | None:
@@ -106,7 +113,7 @@ class View:
         self,
         prefix: Namespace,
         *,
-        matches: Predicate | None,
+        matches: Filter | None,
         query: str | None,
         limit: int,
         offset: int,
@@ -118,17 +125,19 @@ class View:
         """
         check_page(limit, offset)
         fits = self._fits(matches, hide_sessions=not (sessions or prefix))
+        # Rows of older versions have other fields than the filter names.
+        conditions = () if matches is None or self._schemas.versioned else matches.conditions
         found: list[tuple[Record, float | None]] = []
         for staged in self._settled():
             here = {address: draft for address, draft in staged.items() if address[0][: len(prefix)] == prefix}
             if query is None or self._index is None:
-                found = [(record, None) for record in self._by_time(prefix, fits, here, offset + limit)]
+                found = [(record, None) for record in self._by_time(prefix, fits, conditions, here, offset + limit)]
             else:
                 scored = self._by_meaning(self._index, prefix, fits, query, here, offset + limit)
                 found = [(record, score) for score, record in scored]
         return [(self._schemas.present(record), score) for record, score in found[offset : offset + limit]]
 
-    def _fits(self, matches: Predicate | None, *, hide_sessions: bool) -> Fits | None:
+    def _fits(self, matches: Filter | None, *, hide_sessions: bool) -> Fits | None:
         if matches is None and not hide_sessions:
             return None
 
@@ -140,13 +149,20 @@ class View:
         return fits
 
     def _by_time(
-        self, prefix: Namespace, matches: Fits | None, staged: dict[Address, Draft], count: int
+        self,
+        prefix: Namespace,
+        matches: Fits | None,
+        conditions: Sequence[Condition],
+        staged: dict[Address, Draft],
+        count: int,
     ) -> list[Record]:
         newest_first = sorted(staged.values(), key=lambda draft: draft.version, reverse=True)
         pending = [record for draft in newest_first if (record := item_of(draft)) is not None]
         with self._storage.snapshot() as reader:
             committed = (
-                record for record in reader.items(prefix, time.time()) if (record.namespace, record.key) not in staged
+                record
+                for record in reader.items(prefix, self._now(), conditions)
+                if (record.namespace, record.key) not in staged
             )
             both = (record for source in (pending, committed) for record in source)
             if matches is not None:
@@ -166,9 +182,10 @@ class View:
         vector = index.embedder.query(query)
         if vector is None:
             return []
-        committed = semantic(
+        nearest = semantic if self._moment is None else exact  # an index knows the present alone
+        committed = nearest(
             self._storage, index, vector,
-            prefix=prefix, matches=matches, count=count + len(staged), now=time.time(),
+            prefix=prefix, matches=matches, count=count + len(staged), now=self._now(),
         )  # fmt: skip
         kept = [entry for entry in committed if (entry[1].namespace, entry[1].key) not in staged]
         if not staged:
@@ -188,7 +205,7 @@ class View:
         """Namespaces under a prefix that hold an item, sorted."""
         found: list[Namespace] = []
         for staged in self._settled():
-            now = time.time()
+            now = self._now()
             with self._storage.snapshot() as reader:
                 names = set(reader.namespaces(prefix, now))
                 touched = {namespace for namespace, _ in staged if namespace[: len(prefix)] == prefix}

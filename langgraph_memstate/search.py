@@ -14,7 +14,7 @@ from itertools import islice
 from langgraph_memstate.facts import Namespace, Record
 from langgraph_memstate.hooks.base import Vector
 from langgraph_memstate.index import VectorIndex, to_vector
-from langgraph_memstate.storage.base import ScoredRow, Storage
+from langgraph_memstate.storage.base import ScoredRow, Snapshots
 
 EXACT_BELOW = 2_000  # candidates that are scanned faster than an index answers, and with recall 1
 _FLOOR = 200  # the least to ask an index for: deletes it has not heard of yet crowd out results
@@ -26,7 +26,7 @@ Fits = Callable[[Record], bool]
 
 
 def semantic(
-    storage: Storage,
+    storage: Snapshots,
     index: VectorIndex,
     query: Vector,
     *,
@@ -60,7 +60,7 @@ def semantic(
 
 
 def exact(
-    storage: Storage,
+    storage: Snapshots,
     index: VectorIndex,
     query: Vector,
     *,

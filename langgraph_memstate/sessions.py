@@ -29,14 +29,14 @@ Selector = Callable[[Fact], bool]
 
 def promoted(
     view: View, session_id: str, selector: Selector | None, actor: str | None, reason: str | None
-) -> tuple[list[Draft], list[Draft], list[tuple[Namespace, str, str]]]:
+) -> tuple[list[Draft], list[Draft], list[tuple[Namespace, str, str | None]]]:
     """The writes that make facts of a session long-term ones, the deletes that end them there, and what was read.
 
     The new version keeps where the fact came from, but for the `actor` and `reason` that are given.
     """
     puts: list[Draft] = []
     ends: list[Draft] = []
-    read: list[tuple[Namespace, str, str]] = []
+    read: list[tuple[Namespace, str, str | None]] = []
     for record in _facts_of(view, session_id, selector):
         source = view.written(record.version)
         if source is None:

@@ -225,6 +225,12 @@ MEMORY_CALLS: dict[str, Call] = {
     "query": lambda memory: memory.query("note"),
     "search": lambda memory: memory.search("hello"),
     "history": lambda memory: memory.history("note", "n1"),
+    "log": lambda memory: memory.log(),
+    "as_of": lambda memory: memory.as_of(0),
+    "timeline": lambda memory: memory.timeline("t"),
+    "diff": lambda memory: memory.diff(0),
+    "rollback": lambda memory: memory.rollback(),
+    "forget": lambda memory: memory.forget("note"),
     "sweep": lambda memory: memory.sweep(),
     "flush": lambda memory: memory.flush(),
     "verify": lambda memory: memory.verify(),
@@ -267,7 +273,9 @@ FREE = {
         "open", "close", "aclose", "closed", "checkpointer", "store", "join_steps", "draft_put", "draft_delete",
     },
     MemStateStore: {"from_conn_string", "setup", "stop_ttl_sweeper", "supports_ttl", "ttl_config"},
-    MemStateCheckpointer: {"from_conn_string", "setup", "get_next_version", "with_allowlist", "config_specs", "serde"},
+    MemStateCheckpointer: {
+        "from_conn_string", "setup", "get_next_version", "with_allowlist", "config_specs", "serde", "head_of",
+    },
 }  # fmt: skip
 
 

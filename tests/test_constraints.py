@@ -343,6 +343,22 @@ def test_a_draft_that_overrides_may_change_it(fixed: MemoryStore) -> None:
     assert fixed.get("user", "u1") is None
 
 
+def test_an_undo_and_forgetting_are_not_held_back(fixed: MemoryStore) -> None:
+    fixed.commit(user("u2", "b@x"))
+    fixed.rollback(1)
+    assert emails(fixed) == {"u1": "a@x"}
+    fixed.forget("user", "u1")
+    assert emails(fixed) == {}
+
+
+def test_an_undo_goes_back_whatever_is_there_now(unique: MemoryStore) -> None:
+    unique.commit(user("1", "a@x"), thread_id="t")
+    unique.delete("user", "1")
+    unique.commit(user("2", "a@x"), thread_id="t")
+    unique.rollback(to=1)
+    assert emails(unique) == {"1": "a@x"}
+
+
 # -- singletons -----------------------------------------------------------------------------------
 
 
@@ -355,6 +371,13 @@ def test_a_new_singleton_is_a_new_version_of_the_old(single: MemoryStore) -> Non
     assert emails(single) == {"first": "a@x", "other": "b@x"}
     assert [entry.value["name"] for entry in single.history("user", "first") if entry.value] == ["A", "B", "C"]
     assert [entry.version for entry in single.history("user", "first")][-1] == third.version
+
+
+def test_a_replacement_is_undone_in_one(single: MemoryStore) -> None:
+    for key in "12":
+        single.store.put(("user",), key, {"email": "a@x"})
+    single.rollback(1)
+    assert emails(single) == {"1": "a@x"}
 
 
 def test_several_singletons_of_one_commit(single: MemoryStore) -> None:

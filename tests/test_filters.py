@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from langgraph.store.memory import _compare_values
 
+from langgraph_memstate import Fact, MemoryStore
 from langgraph_memstate.errors import FilterError
 from langgraph_memstate.filters import compile_filter
 
@@ -172,3 +174,54 @@ def test_equality_agrees_with_upstream(value: dict[str, Any], filter: dict[str, 
 def test_order_of_numbers_agrees_with_upstream(value: float, operand: float, operator: str) -> None:
     assume(not math.isinf(value))
     assert matches({"n": value}, {"n": {operator: operand}}) == _compare_values(value, {operator: operand})
+
+
+# -- in SQL -----------------------------------------------------------------------------------------
+
+ANY_NUMBER = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
+ANY_FIELD = st.sampled_from(["a", "b", "", "a.b", 'a"b', "a\\b", "$", "[0]", "é", "\n"]) | ANY_TEXT
+ANY_VALUE = st.recursive(
+    st.none() | ANY_NUMBER | ANY_TEXT | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_FIELD, inner, max_size=3),
+)
+
+
+@st.composite
+def stored_and_wanted(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A value, and a filter that was made from it and often matches it."""
+    value = draw(st.dictionaries(ANY_FIELD, ANY_VALUE, min_size=1, max_size=3))
+    filter: dict[str, Any] = {}
+    for field in draw(st.lists(st.sampled_from(sorted(value)), min_size=1, max_size=2, unique=True)):
+        held = draw(st.just(value[field]) | ANY_VALUE)
+        if isinstance(held, bool | int | float | str):
+            operator = draw(st.sampled_from(["$eq", "$ne", "$gt", "$gte", "$lt", "$lte"]))
+            held = draw(st.just(held) | st.just({operator: held}))
+        if not field.startswith("$"):
+            filter[field] = held
+    return value, filter
+
+
+@pytest.fixture(scope="module")
+def memory() -> Iterator[MemoryStore]:
+    with MemoryStore.open(":memory:") as memory:
+        yield memory
+
+
+@given(stored_and_wanted())
+def test_what_sql_leaves_out_does_not_match(memory: MemoryStore, pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    value, filter = pair
+    try:
+        wanted = matches(value, filter)
+    except FilterError:  # a dict in the filter holds something like an operator
+        assume(False)
+    memory.commit(Fact("one", value, id="1"))
+    assert [fact.payload for fact in memory.query("one", filter=filter)] == ([value] if wanted else [])
+
+
+def test_sql_leaves_out_what_does_not_match(memory: MemoryStore) -> None:
+    memory.commit([Fact("many", {"n": n, "deep": {"name": f"name {n}"}}, id=str(n)) for n in range(50)])
+    for filter in ({"n": 7}, {"deep": {"name": "name 7"}}, {"n": {"$gte": 7, "$lt": 7.5}}, {"n": 7.0}):
+        conditions = compile_filter(filter).conditions
+        with memory.storage.snapshot() as reader:
+            assert [record.key for record in reader.items(("many",), 0.0, conditions)] == ["7"]

@@ -211,7 +211,7 @@ def test_a_migration_that_fails_half_way_leaves_the_database_as_it_was(
     filled: Path, next_release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = dump(filled)
-    next_release.write_text("CREATE TABLE more (a TEXT) STRICT;\nDELETE FROM facts;\nINSERT INTO nowhere VALUES (1);\n")
+    next_release.write_text("CREATE TABLE more (a TEXT) STRICT;\nDELETE FROM items;\nINSERT INTO nowhere VALUES (1);\n")
     with pytest.raises(StorageError, match="nowhere"):
         MemoryStore.open(filled)
     assert dump(filled) == before

@@ -25,12 +25,13 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from langgraph_memstate.errors import CommitRaced, CorruptRowError, SerializationError
+from langgraph_memstate.errors import CommitRaced, CorruptRowError, RollbackError, SerializationError
 from langgraph_memstate.facts import Draft
 from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.graph.opening import Opening, ready
+from langgraph_memstate.graph.rewind import TimeTravel, copied, left_behind, rewind
 from langgraph_memstate.graph.staging import Landing, Part, Staging
 from langgraph_memstate.memory import MemoryStore
 from langgraph_memstate.storage.base import (
@@ -48,10 +49,13 @@ from langgraph_memstate.storage.base import (
     StagedDraft,
     StepKey,
     StoredCheckpoint,
+    StoredHead,
     StoredWrite,
     Unstage,
     WriteRow,
 )
+from langgraph_memstate.timeline import metadata_of
+from langgraph_memstate.undo import Undo
 
 _PAGE = 50  # checkpoints that `list` reads at a time: no snapshot is open while it yields
 _RACES = 8  # how often a commit is prepared anew when the database moved under it
@@ -63,22 +67,44 @@ Manifest = Mapping[str, tuple[Any, str]]
 class MemStateCheckpointer(BaseCheckpointSaver[str]):
     """Saves thread state in a `MemoryStore`, and lands each step's memory writes with it.
 
-    Sync and async, in one class. `serde` replaces the safe default serializer (`MemStateSerializer`).
+    Sync and async, in one class.
+
+    Args:
+        serde: replaces the safe default serializer (`MemStateSerializer`).
+        time_travel: what becomes of memory when a run starts from an earlier checkpoint: ``"keep"``, as LangGraph does,
+            or ``"rewind"``: the run sees memory as this thread had left it there, and its first commit undoes what the
+            thread wrote since. What other threads changed stays. A thread then runs once at a time: of two runs side by
+            side, each takes the other for a branch that was left.
     """
 
-    def __init__(self, memory: MemoryStore, *, serde: SerializerProtocol | None = None) -> None:
+    def __init__(
+        self, memory: MemoryStore, *, serde: SerializerProtocol | None = None, time_travel: TimeTravel = "keep"
+    ) -> None:
+        if time_travel not in ("keep", "rewind"):
+            raise RollbackError(f"time_travel is 'keep' or 'rewind', not {time_travel!r}")
         super().__init__(serde=serde or MemStateSerializer())
+        self._rewinds = time_travel == "rewind"
         self.memory = memory
         self._staging = cast(Staging, memory.join_steps(Staging))
         self._manifests = _Manifests()
 
     @classmethod
-    def from_conn_string(cls, url: str, *, serde: SerializerProtocol | None = None, **options: Any) -> Opening[Any]:
+    def from_conn_string(
+        cls,
+        url: str,
+        *,
+        serde: SerializerProtocol | None = None,
+        time_travel: TimeTravel = "keep",
+        **options: Any,
+    ) -> Opening[Any]:
         """A context manager, sync and async, over a checkpointer with a memory of its own.
 
         `options` are those of `MemoryStore.open`; the memory closes with the context.
         """
-        return Opening(lambda: MemoryStore.open(url, **options), lambda memory: cls(memory, serde=serde))
+        return Opening(
+            lambda: MemoryStore.open(url, **options),
+            lambda memory: cls(memory, serde=serde, time_travel=time_travel),
+        )
 
     def setup(self) -> Any:
         """Nothing is left to do once the memory is open. May be called or awaited, as upstream's."""
@@ -101,19 +127,21 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             )
             staged = [] if stored is None else reader.staged(stored.step)
             latest = None if stored is None or not staged else reader.checkpoint(*stored.step[:2], None)
+            base = left_behind(reader, stored.step) if self._rewinds and stored is not None else None
+            rewound = () if base is None else tuple(rewind(reader, base, base.step).drafts)
         if stored is None:
             self._staging.begin(config, None, ())
             return None
         if latest is None:
-            self._staging.begin(config, stored.step, ())
+            self._staging.begin(config, stored.step, (), rewound=rewound)
         else:
             again = pregel.runs_again(
                 config,
-                _metadata(stored).get("source"),
+                metadata_of(stored).get("source"),
                 is_latest=latest.step == stored.step,
                 waits=pregel.waits((write.task_id, write.channel) for write in stored.writes),
             )
-            self._staging.begin(config, stored.step, staged, self._head(stored), runs_again=again)
+            self._staging.begin(config, stored.step, staged, self.head_of(stored), runs_again=again, rewound=rewound)
         return self._load(stored)
 
     def list(
@@ -144,7 +172,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                     limit=_PAGE if left is None or matches else min(left, _PAGE),
                 )
             for stored in page:
-                if matches is None or matches(_metadata(stored)):
+                if matches is None or matches(metadata_of(stored)):
                     yield self._load(stored)
                     left = None if left is None else left - 1
                     if left == 0:
@@ -185,23 +213,23 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     def _load(self, stored: StoredCheckpoint) -> CheckpointTuple:
         step = stored.step
-        head = self._head(stored)
+        head = self.head_of(stored)
         values = {channel: self.serde.loads_typed(value) for channel, value in stored.values.items()}
-        checkpoint = cast(Checkpoint, {**head, "channel_values": values})
+        checkpoint = cast(Checkpoint, {**head, "id": step.checkpoint_id, "ts": stored.ts, "channel_values": values})
         self._manifests.remember(step, _manifest(checkpoint, stored.manifest))
         parent = None if stored.parent_id is None else step._replace(checkpoint_id=stored.parent_id)
         return CheckpointTuple(
-            config=_config(step),
+            config=pregel.config_of(step),
             checkpoint=checkpoint,
-            metadata=cast(CheckpointMetadata, _metadata(stored)),
-            parent_config=None if parent is None else _config(parent),
+            metadata=cast(CheckpointMetadata, metadata_of(stored)),
+            parent_config=None if parent is None else pregel.config_of(parent),
             pending_writes=[
                 (write.task_id, write.channel, self.serde.loads_typed(write.value)) for write in stored.writes
             ],
         )
 
-    def _head(self, stored: StoredCheckpoint) -> dict[str, Any]:
-        """A checkpoint without its channel values."""
+    def head_of(self, stored: StoredHead) -> dict[str, Any]:
+        """A checkpoint without its id, time and channel values."""
         head = self.serde.loads_typed(stored.head)
         if not isinstance(head, dict):
             raise CorruptRowError(f"checkpoint {stored.step.checkpoint_id} is a {type(head).__name__}, not a dict")
@@ -232,8 +260,9 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             landing = self._staging.landing(config, step, parent_id)
         for attempt in range(_RACES):
             drafts, before = self._prepare(config, step, parent, checkpoint, landing, ends_step, fresh=attempt == 0)
+            undo = self._rewind(config, step, parent_id, checkpoint, metadata)
             try:
-                self.memory.land(drafts, before, (put,))
+                self.memory.land((*undo.drafts, *drafts), (*undo.expected, *before), (put,))
             except CommitRaced:
                 if attempt + 1 == _RACES:
                     raise
@@ -241,10 +270,29 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 put = self._encode(config, step, None, checkpoint, metadata, new_versions)
             else:
                 break
+        self._staging.rewound(config)
         if ends_step or not pregel.saves_at_exit(config):  # else it ends nothing: such as the root of delta channels
             self._staging.landed(config, step, parent_id, frozenset(draft.version for draft in drafts))
         self._manifests.remember(step, _manifest(checkpoint, put.manifest))
-        return _config(step)
+        return pregel.config_of(step)
+
+    def _rewind(
+        self,
+        config: RunnableConfig,
+        step: StepKey,
+        parent_id: str | None,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+    ) -> Undo:
+        """What a checkpoint undoes because it starts a branch."""
+        if not self._rewinds or step.checkpoint_ns:
+            return Undo()
+        with self.memory.storage.snapshot() as reader:
+            start = None if parent_id is None else step._replace(checkpoint_id=parent_id)
+            if metadata.get("source") == "fork" and pregel.run_of(config) is None:
+                start = copied(reader, self.head_of, step, parent_id, checkpoint["channel_versions"])
+            base = None if start is None else left_behind(reader, start)
+            return Undo() if base is None else rewind(reader, base, step)
 
     def _prepare(
         self,
@@ -295,7 +343,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         rows, stored = self._staged_on(parent)
         if not rows or stored is None:
             return False
-        return pregel.ended_by_update(self._head(stored)["versions_seen"], checkpoint["versions_seen"])
+        return pregel.ended_by_update(self.head_of(stored)["versions_seen"], checkpoint["versions_seen"])
 
     def _staged_on(self, parent: StepKey) -> tuple[Sequence[StagedDraft], StoredCheckpoint | None]:
         with self.memory.storage.snapshot() as reader:
@@ -304,7 +352,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     def _was_resumed(self, parent: StoredCheckpoint | None, checkpoint: Checkpoint) -> bool:
         if parent is None:
             return False
-        return pregel.resumed_from(self._head(parent), checkpoint["versions_seen"])
+        return pregel.resumed_from(self.head_of(parent), checkpoint["versions_seen"])
 
     def _encode(
         self,
@@ -327,12 +375,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 value_id = blake2b(blob.type.encode() + b"\0" + blob.data, digest_size=16).hexdigest()
                 values[value_id] = blob
             manifest[channel] = value_id
-        head = {name: part for name, part in checkpoint.items() if name != "channel_values"}
+        head = {name: part for name, part in checkpoint.items() if name not in ("id", "ts", "channel_values")}
         described = get_serializable_checkpoint_metadata(config, metadata)
         run_id = described.get("run_id")
         return PutCheckpoint(
             step=step,
             parent_id=get_checkpoint_id(config),
+            ts=checkpoint["ts"],
             head=Blob(*self.serde.dumps_typed(head)),
             metadata=_dump_metadata(described),
             run_id=None if run_id is None else str(run_id),
@@ -414,8 +463,8 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
         A channel without a version was never written: it is empty, and counted all the same.
         """
-        counted = set(_metadata(row).get("counters_since_delta_snapshot") or ())
-        rebuilt = (counted & self._head(row)["channel_versions"].keys()) - row.manifest.keys()
+        counted = set(metadata_of(row).get("counters_since_delta_snapshot") or ())
+        rebuilt = (counted & self.head_of(row)["channel_versions"].keys()) - row.manifest.keys()
         needed: set[StepKey] = set()
         cursor: StoredCheckpoint | None = row
         while rebuilt and cursor is not None and cursor.parent_id is not None:
@@ -516,20 +565,6 @@ def _step(config: RunnableConfig, checkpoint_id: str) -> StepKey:
 def _manifest(checkpoint: Checkpoint, value_ids: Mapping[str, str]) -> Manifest:
     versions = checkpoint["channel_versions"]
     return {channel: (versions.get(channel), value_id) for channel, value_id in value_ids.items()}
-
-
-def _config(step: StepKey) -> RunnableConfig:
-    return {"configurable": step._asdict()}
-
-
-def _metadata(stored: StoredCheckpoint) -> dict[str, Any]:
-    try:
-        metadata = json.loads(stored.metadata)
-    except ValueError as error:
-        raise CorruptRowError(f"checkpoint {stored.step.checkpoint_id}: its metadata is not JSON") from error
-    if not isinstance(metadata, dict):
-        raise CorruptRowError(f"checkpoint {stored.step.checkpoint_id}: its metadata is not an object")
-    return metadata
 
 
 def _dump_metadata(metadata: Mapping[str, Any]) -> str:

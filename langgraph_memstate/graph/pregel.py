@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
@@ -39,17 +39,23 @@ from langgraph._internal._constants import (
     ERROR,
     INTERRUPT,
     NO_WRITES,
+    NS_END,
     NS_SEP,
     PUSH,
     RETURN,
 )
+from langgraph._internal._typing import MISSING
+from langgraph.channels.base import BaseChannel
+from langgraph.channels.untracked_value import UntrackedValue
 from langgraph.checkpoint.base import get_checkpoint_id
+from langgraph.checkpoint.base.id import uuid6
 from langgraph.constants import START
 from langgraph.pregel._algo import task_path_str
-from langgraph.pregel._checkpoint import versions_seen_without_bumps
+from langgraph.pregel._checkpoint import channels_from_checkpoint, versions_seen_without_bumps
 from langgraph.runtime import RunControl, Runtime
 
 from langgraph_memstate.errors import StagingError
+from langgraph_memstate.storage.base import StepKey
 
 WriteSet = deque[tuple[str, Any]]
 
@@ -203,6 +209,42 @@ def _run_id(config: RunnableConfig | None) -> str | None:
     return None if run_id is None else str(run_id)
 
 
+def task_saves_at_exit() -> bool:
+    """Whether the run of the node we are in saves only when it ends."""
+    return saves_at_exit(var_child_runnable_config.get() or {})
+
+
+def current_channels() -> Mapping[str, BaseChannel[Any, Any, Any]]:
+    """The state channels of the graph of the node we are in, as its step found them."""
+    read = ((var_child_runnable_config.get() or {}).get(CONF) or {}).get(CONFIG_KEY_READ)
+    channels = read.args[1] if isinstance(read, functools.partial) and len(read.args) > 1 else None
+    if not isinstance(channels, Mapping):
+        raise StagingError(f"the running task's channels are not in its read function: {_ADVICE}")
+    return {
+        name: channel
+        for name, channel in channels.items()
+        if not name.startswith(_CONTROL_CHANNELS) and not isinstance(channel, UntrackedValue)
+    }
+
+
+_CONTROL_CHANNELS = ("__", "branch:", "join:")
+
+
+def emptied(channel: BaseChannel[Any, Any, Any]) -> BaseChannel[Any, Any, Any]:
+    """The same kind of channel as a new thread has it."""
+    return channel.from_checkpoint(MISSING)
+
+
+def channels_at(saver: Any, config: RunnableConfig) -> tuple[Mapping[str, Any], dict[str, BaseChannel[Any, Any, Any]]]:
+    """The channel versions of a checkpoint, and these channels as they were there."""
+    found = saver.get_tuple(config)
+    if found is None:
+        raise StagingError(f"the checkpoint that {config} names has gone")
+    specs = dict(current_channels())
+    channels, _ = channels_from_checkpoint(specs, found.checkpoint, saver=saver, config=config)
+    return found.checkpoint["channel_versions"], dict(channels)
+
+
 # -- write sets -------------------------------------------------------------------------------------
 
 
@@ -342,6 +384,32 @@ def ended_by_update(before: Mapping[str, Mapping[str, Any]], after: Mapping[str,
     known = versions_seen_without_bumps({node: dict(seen) for node, seen in before.items()})
     now = versions_seen_without_bumps({node: dict(seen) for node, seen in after.items()})
     return any(seen and seen != known.get(node) for node, seen in now.items())
+
+
+def config_of(step: StepKey) -> RunnableConfig:
+    """The config that names a checkpoint."""
+    return {"configurable": step._asdict()}
+
+
+def is_within(checkpoint_ns: str, graph_ns: str) -> bool:
+    """Whether a namespace is that of a graph, or of a subgraph inside it."""
+    return not graph_ns or checkpoint_ns == graph_ns or checkpoint_ns.startswith(graph_ns + NS_SEP)
+
+
+def outlives_its_task(checkpoint_ns: str) -> bool:
+    """Whether a namespace is of a subgraph that keeps its state from one call to the next (``checkpointer=True``)."""
+    return bool(checkpoint_ns) and NS_END not in checkpoint_ns
+
+
+def new_checkpoint_id(after: str) -> str:
+    """An id that LangGraph sorts behind that one, whatever the clock of its maker said."""
+    made = str(uuid6())
+    if made > after:
+        return made
+    try:
+        return str(UUID(int=UUID(after).int + 1))
+    except ValueError:  # not one of LangGraph's
+        return f"{after}+"
 
 
 def version_number(version: Any) -> int:

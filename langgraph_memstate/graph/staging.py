@@ -108,6 +108,8 @@ class _Run:
     landed: set[str] = field(default_factory=set)
     loaded: dict[tuple[str, str], _Loaded] = field(default_factory=dict)
     """by thread and namespace"""
+    rewound: Sequence[Draft] = ()
+    """what takes memory back to the checkpoint of the past that the run starts from, until that is committed"""
     at_exit: bool = False
     anchor: weakref.ref[Any] | None = None
 
@@ -160,9 +162,6 @@ class Staging:
 
     # -- from inside a node -------------------------------------------------------------------------
 
-    def running(self) -> bool:
-        return self._task() is not None
-
     def stage(self, drafts: Sequence[Draft]) -> bool:
         task = self._task()
         if task is None:
@@ -190,13 +189,17 @@ class Staging:
             entries = list(run.entries.values()) if run is not None else []
         marks = _Marks()
         seen = [draft for entry in entries if _sees(task, entry) and entry.counts(marks) for draft in entry.drafts]
-        return [*self._resumed(task, run), *seen]
+        past = () if run is None else run.rewound
+        return [*past, *self._resumed(task, run), *seen]
 
     def has_landed(self, versions: Iterable[str]) -> bool:
         task = pregel.running_task()
         with self._lock:
             run = None if task is None else self._runs.get(id(task.run))
             return run is not None and not run.landed.isdisjoint(versions)
+
+    def is_running(self) -> bool:
+        return self._task() is not None
 
     def _task(self) -> RunningTask | None:
         """The running task, if its graph saves to this memory."""
@@ -239,8 +242,12 @@ class Staging:
         head: Mapping[str, Any] | None = None,
         *,
         runs_again: bool = False,
+        rewound: Sequence[Draft] = (),
     ) -> None:
-        """Note the checkpoint a run loads first, and tie what it stages to its life: one abandoned leaves nothing."""
+        """Note the checkpoint a run loads first, and tie what it stages to its life: one abandoned leaves nothing.
+
+        `rewound` takes memory back to that checkpoint, which is of the past.
+        """
         control, anchor = pregel.run_of(config), pregel.run_anchor(config)
         if control is None or anchor is None:
             return
@@ -258,9 +265,18 @@ class Staging:
                 loaded = run.loaded[place] = _Loaded(
                     step, () if runs_again else rows, pregel.steps_around(config), head, runs_again
                 )
+                run.rewound = rewound if pregel.is_root(config) else run.rewound
                 resumes = pregel.subgraph_resumes(config)
                 if resumes is not None:
                     loaded.decide(resumes)
+
+    def rewound(self, config: RunnableConfig) -> None:
+        """The run has committed what it saw of the past."""
+        with self._lock:
+            run = self._runs.get(id(pregel.run_of(config)))
+            if run is not None:
+                run.landed.update(draft.version for draft in run.rewound)
+                run.rewound = ()
 
     def decide(self, config: RunnableConfig, step: StepKey | None, *, resumed: bool) -> None:
         """Note what a call of the saver says about the step its run started from."""
@@ -307,7 +323,7 @@ class Staging:
             for entry, level in kept:
                 entry.saved_level = level
             kept.sort(key=lambda pair: pair[0].position(pair[1]))
-            return tuple(draft for entry, _ in kept for draft in entry.drafts)
+            return tuple(draft for entry, _ in kept for draft in entry.drafts if not draft.derived)
 
     def landing(self, config: RunnableConfig, checkpoint: StepKey, parent_id: str | None) -> Landing:
         """What the run staged in the steps that a checkpoint ends.

@@ -140,10 +140,13 @@ class MemStateStore(BaseStore):
         """
         operations = list(ops)
         drafts = self._drafts(operations)
-        view = self.memory.view()
+        view = self._view()
         results = [self._read(view, op) for op in operations]
         self.memory.write(drafts)
         return results
+
+    def _view(self) -> View:
+        return self.memory.view()
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         return await self.memory.run(self.batch, ops)

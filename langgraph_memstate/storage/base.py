@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from langgraph_memstate.facts import Draft, IndexPaths, LogEntry, Namespace, Pattern, Record
-from langgraph_memstate.filters import equal
+from langgraph_memstate.filters import Condition, equal
 
 EXACT = "exact"  # the name of an index without a vector database: searched in SQL, nothing follows it
 
@@ -121,13 +121,22 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredCheckpoint:
+class StoredHead:
+    """A checkpoint without its values and writes."""
+
     step: StepKey
     parent_id: str | None
+    seq: int
+    """the log's last sequence when it committed, its own step's memory writes included"""
+    ts: str
     head: Blob
     metadata: str
     manifest: Mapping[str, str]
     """channel -> the id of its value"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCheckpoint(StoredHead):
     values: Mapping[str, Blob]
     """channel -> its value"""
     writes: Sequence[StoredWrite]
@@ -138,10 +147,14 @@ class StoredCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class PutCheckpoint:
-    """Store a checkpoint: its head without channel values, and the values that are new to the thread."""
+    """Store a checkpoint: its head without channel values, and the values that are new to the thread.
+
+    `ts` is ISO 8601. The head holds neither that nor the id, so that a rollback can store it again as another's.
+    """
 
     step: StepKey
     parent_id: str | None
+    ts: str
     head: Blob
     metadata: str
     run_id: str | None
@@ -187,6 +200,17 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Expect:
+    """The commit was prepared from these current versions (None: no item) and latest checkpoints.
+
+    Where they are not so any more, it is not applied: `FactRaced`, or `CommitRaced` for a checkpoint.
+    """
+
+    versions: tuple[tuple[Namespace, str, str | None], ...] = ()
+    latest: tuple[StepKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Append:
     """Append drafts to the log and make them current. A version that is in the log already is skipped.
 
@@ -199,13 +223,6 @@ class Append:
     drafts: tuple[Draft, ...]
     indexes: tuple[str, ...] = ()
     if_expired: frozenset[str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CheckCurrent:
-    """Before an `Append`: these versions are current, or `FactRaced`. Versions by address."""
-
-    versions: tuple[tuple[Namespace, str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +330,19 @@ class Touch:
 
 
 @dataclass(frozen=True, slots=True)
+class Forget:
+    """Erase contents for good: of every version whose namespace, key and thread are these, current or not.
+
+    Their entries stay in the log without value. Staged work goes, and vectors with the embeddings that no other version
+    uses; the indexes are told to remove them.
+    """
+
+    prefix: Namespace = ()
+    key: str | None = None
+    thread_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteThread:
     thread_id: str
 
@@ -338,10 +368,10 @@ class DeleteCheckpoints:
 
 
 Op = (
-    PutCheckpoint | PutWrites | Stage | Unstage | Drain | Append | CheckCurrent | CheckUnchanged
-    | CheckUnique | PutEmbeddings | PutVectors | Prepare | Settle
+    PutCheckpoint | PutWrites | Stage | Unstage | Drain | Append | CheckUnchanged | CheckUnique
+    | PutEmbeddings | PutVectors | Prepare | Settle
     | OutboxDone | OutboxFailed | QueueIndex | RebuildIndex | PutIndexMeta | Touch | DeleteThread | DeleteRuns
-    | CopyThread | DeleteCheckpoints
+    | CopyThread | DeleteCheckpoints | Expect | Forget
 )  # fmt: skip
 
 Commit = tuple[Op, ...]
@@ -371,16 +401,32 @@ class Reader(ABC):
         """Newest first. `before` is a checkpoint id, or (checkpoint id, thread id, namespace) of a page's last row."""
 
     @abstractmethod
+    def ancestors(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> Iterator[StoredHead]:
+        """That checkpoint, or the latest of the namespace, then its parent, and so on."""
+
+    @abstractmethod
+    def heads(self, thread_id: str, checkpoint_ns: str) -> Iterator[StoredHead]:
+        """Every checkpoint of a namespace, newest first, whatever branch it is on."""
+
+    @abstractmethod
+    def checkpoint_namespaces(self, thread_id: str) -> list[str]:
+        """Where a thread has checkpoints: the graph's own namespace and those of its subgraphs."""
+
+    @abstractmethod
     def staged(self, step: StepKey) -> list[StagedDraft]:
         """Memory writes of finished tasks whose step has not landed, in task path order."""
 
     # items and the log
     @abstractmethod
+    def as_of(self, seq: int) -> Reader:
+        """The same snapshot, with items, namespaces and vectors as they were at that sequence of the log."""
+
+    @abstractmethod
     def item(self, namespace: Namespace, key: str, now: float) -> Record | None: ...
 
     @abstractmethod
-    def items(self, prefix: Sequence[str], now: float) -> Iterator[Record]:
-        """Unexpired items under a namespace prefix, last written first."""
+    def items(self, prefix: Sequence[str], now: float, conditions: Sequence[Condition] = ()) -> Iterator[Record]:
+        """Unexpired items under a namespace prefix, last written first; any that breaks a condition may be left out."""
 
     @abstractmethod
     def namespaces(self, prefix: Sequence[str], now: float) -> list[Namespace]:
@@ -393,12 +439,19 @@ class Reader(ABC):
     def log(
         self,
         *,
-        namespace: Namespace | None = None,
+        prefix: Namespace = (),
         key: str | None = None,
+        origin: Mapping[str, str] | None = None,
         after: int = 0,
+        until: int | None = None,
         limit: int | None = None,
-    ) -> list[LogEntry]:
-        """Entries with a sequence above `after`, oldest first."""
+        newest_first: bool = False,
+    ) -> Iterator[LogEntry]:
+        """Entries with a sequence above `after` and not above `until`; `origin` names fields of `Origin`."""
+
+    @abstractmethod
+    def seq_at(self, ts: float) -> int:
+        """The log's last sequence at a time, in seconds since 1970."""
 
     @abstractmethod
     def draft(self, version: str) -> Draft | None:
@@ -430,6 +483,10 @@ class Reader(ABC):
     @abstractmethod
     def vector_ids(self, index: str, after: int = 0) -> Iterator[str]:
         """Ids of the vectors of every current version with a sequence above `after`."""
+
+    @abstractmethod
+    def vectors_of(self, versions: Sequence[str]) -> int:
+        """How many vectors these versions have, current or not."""
 
     @abstractmethod
     def unindexed(self, index: str) -> list[tuple[Record, IndexPaths]]:
@@ -468,6 +525,25 @@ class Reader(ABC):
         """Rows by table."""
 
 
+class Snapshots(Protocol):
+    """What can be read at one moment."""
+
+    def snapshot(self) -> AbstractContextManager[Reader]: ...
+
+
+class AsOf:
+    """A database as it was at a sequence of its log."""
+
+    def __init__(self, snapshots: Snapshots, seq: int) -> None:
+        self._snapshots = snapshots
+        self._seq = seq
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Reader]:
+        with self._snapshots.snapshot() as reader:
+            yield reader.as_of(self._seq)
+
+
 class Storage(ABC):
     """A database. `apply` is called by one thread at a time; `snapshot` by any."""
 
@@ -482,6 +558,10 @@ class Storage(ABC):
     @abstractmethod
     def snapshot(self) -> AbstractContextManager[Reader]:
         """A consistent view; leaving the context ends it."""
+
+    @abstractmethod
+    def scrub(self) -> None:
+        """Leave no copy of what was erased in files of the database, such as a log it writes ahead."""
 
     @abstractmethod
     def close(self) -> None: ...

@@ -31,6 +31,9 @@ class InMemoryStorage(SQLiteStorage):
     def _use_wal(self, conn: sqlite3.Connection) -> None:
         return
 
+    def scrub(self) -> None:
+        return  # no file holds a copy
+
     def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
         with self._turn:
             return super().apply(commits)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import resources
 from pathlib import Path
 from uuid import uuid4
@@ -26,6 +27,8 @@ from langgraph_memstate.errors import (
 from langgraph_memstate.storage.base import Commit, Reader, Storage
 from langgraph_memstate.storage.sqlite_read import SQLiteReader
 from langgraph_memstate.storage.sqlite_write import run_op
+
+logger = logging.getLogger("langgraph_memstate")
 
 APPLICATION_ID = 0x4D656D53  # "MemS", in the file's header
 MIGRATIONS = ("sqlite_0001.sql",)
@@ -277,6 +280,16 @@ class SQLiteStorage(Storage):
                     self._readers.append(conn)
                     return
         conn.close()
+
+    def scrub(self) -> None:
+        self._check_open()
+        try:
+            with closing(self._connect()) as conn:
+                (busy, *_) = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            raise storage_error(error, "emptying the write-ahead log") from error
+        if busy:
+            logger.warning("%s: others are reading; the write-ahead log is emptied once they are done", self._path)
 
     def close(self) -> None:
         with self._lock:

@@ -14,20 +14,11 @@ from langgraph_memstate.facts import (
     encode_namespace,
     namespace_range,
 )
-from langgraph_memstate.storage.base import CheckCurrent, CheckUnchanged, CheckUnique, Claim
+from langgraph_memstate.storage.base import CheckUnchanged, CheckUnique, Claim
 from langgraph_memstate.storage.checks import Old, address, is_same, makes_claim, refuse_change, refuse_claim
 
 _LIVE = "(items.expires_at IS NULL OR items.expires_at > ?)"
 _LARGEST = 2**63 - 1
-
-
-def check_current(conn: sqlite3.Connection, op: CheckCurrent) -> None:
-    for namespace, key, version in op.versions:
-        row = conn.execute(
-            "SELECT version FROM items WHERE ns = ? AND key = ?", (encode_namespace(namespace), key)
-        ).fetchone()
-        if row is None or row[0] != version:
-            raise FactRaced(f"{address(namespace, key)} was written meanwhile")
 
 
 def check_unchanged(conn: sqlite3.Connection, op: CheckUnchanged) -> None:
@@ -41,7 +32,7 @@ def check_unchanged(conn: sqlite3.Connection, op: CheckUnchanged) -> None:
                 (encode_namespace(draft.namespace), draft.key, draft.ts),
             ).fetchone()
         old = before[draft.address]
-        if old is not None and not draft.overrides:
+        if old is not None and not draft.is_free:
             refuse_change(op.patterns, old, draft)
         before[draft.address] = None if draft.value is None else (draft.type, draft.value, draft.ttl)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
-from langgraph_memstate.errors import CorruptRowError
+from langgraph_memstate.errors import CorruptRowError, FilterError
 from langgraph_memstate.facts import (
     Draft,
     IndexPaths,
@@ -21,6 +22,7 @@ from langgraph_memstate.facts import (
     encode_namespace,
     namespace_range,
 )
+from langgraph_memstate.filters import Condition
 from langgraph_memstate.storage.base import (
     Blob,
     Claim,
@@ -32,35 +34,52 @@ from langgraph_memstate.storage.base import (
     StagedDraft,
     StepKey,
     StoredCheckpoint,
+    StoredHead,
     StoredWrite,
 )
 from langgraph_memstate.storage.checks import makes_claim
 from langgraph_memstate.storage.sqlite_checks import sought
 from langgraph_memstate.storage.sqlite_write import NOT_LANDED, THIS_STEP
 
-_CHECKPOINT = "thread_id, checkpoint_ns, checkpoint_id, parent_id, head_type, head, metadata, manifest"
+_HEAD = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, head_type, head, metadata, manifest"
 _ITEM = (
     "items.ns, items.key, items.version, items.value, created_at, updated_at, items.seq, expires_at, ttl, type, "
     "(SELECT coalesce(schema_version, 1) || ' ' || schema FROM facts WHERE facts.seq = items.seq)"  # one lookup a row
 )
 _COLUMNS = 11
-_LIVE = "(items.expires_at IS NULL OR items.expires_at > ?)"
-_SCORED = (
-    f"SELECT {_ITEM}, vectors.vector_id, vectors.ord, embeddings.vector FROM items "
-    "JOIN vectors ON vectors.version = items.version AND vectors.index_name = ? "
-    "JOIN embeddings ON embeddings.model = ? AND embeddings.text_hash = vectors.text_hash "
+_VECTOR = "vectors.vector_id, vectors.ord, embeddings.vector"
+_LIVE = "(items.expires_at IS NULL OR items.expires_at > :now)"
+_UNDER = "items.ns >= :low AND items.ns < :high"
+_SCORES = (
+    "JOIN vectors ON vectors.version = items.version AND vectors.index_name = :index "
+    "JOIN embeddings ON embeddings.model = :model AND embeddings.text_hash = vectors.text_hash"
 )
 _LOG = (
-    "seq, version, op, ns, key, value, supersedes, thread_id, checkpoint_ns, checkpoint_id, task_id, node, run_id, "
-    "actor, reason, schema, schema_version, ts"
+    "seq, version, op, ns, key, value, ts, created_at, index_paths, commit_id, supersedes, thread_id, checkpoint_ns, "
+    "checkpoint_id, task_id, node, run_id, actor, reason, schema, schema_version, type, ttl, undoes"
+)
+_COMPARISONS = {"=": "=", ">=": ">=", "<=": "<="}
+_ORIGIN = frozenset(field.name for field in fields(Origin))
+_PAST = (
+    "(SELECT ns, key, version, value, created_at, ts AS updated_at, seq, ts + ttl * 60 AS expires_at, ttl, type "
+    "FROM facts WHERE seq <= :seq AND value IS NOT NULL AND NOT EXISTS (SELECT 1 FROM facts AS later "
+    "WHERE later.ns = facts.ns AND later.key = facts.key AND later.seq > facts.seq AND later.seq <= :seq)) AS items"
 )
 
 
 class SQLiteReader(Reader):
-    """Reads of one open transaction."""
+    """Reads of one open transaction. With `seq`, items are those of that moment."""
 
-    def __init__(self, conn: sqlite3.Connection) -> None:
+    def __init__(self, conn: sqlite3.Connection, seq: int | None = None) -> None:
         self._conn = conn
+        self._seq = seq
+        self._items = "items" if seq is None else _PAST
+
+    def as_of(self, seq: int) -> SQLiteReader:
+        return SQLiteReader(self._conn, seq)
+
+    def _item_rows(self, query: str, **parameters: Any) -> Iterator[tuple[Any, ...]]:
+        return iter(self._conn.execute(query, {**parameters, "seq": self._seq}))
 
     def _rows(self, query: str, *parameters: Any) -> Iterator[tuple[Any, ...]]:
         return iter(self._conn.execute(query, parameters))
@@ -74,12 +93,12 @@ class SQLiteReader(Reader):
     def checkpoint(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
         if checkpoint_id is not None:
             row = self._one(
-                f"SELECT {_CHECKPOINT} FROM checkpoints WHERE {THIS_STEP}",
+                f"SELECT {_HEAD} FROM checkpoints WHERE {THIS_STEP}",
                 thread_id, checkpoint_ns, checkpoint_id,
             )  # fmt: skip
         else:
             row = self._one(
-                f"SELECT {_CHECKPOINT} FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ? "
+                f"SELECT {_HEAD} FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ? "
                 "ORDER BY checkpoint_id DESC LIMIT 1",
                 thread_id, checkpoint_ns,
             )  # fmt: skip
@@ -104,28 +123,45 @@ class SQLiteReader(Reader):
             where.append("checkpoint_id < ?")
             parameters.append(before)
         rows = self._conn.execute(
-            f"SELECT {_CHECKPOINT} FROM checkpoints "
+            f"SELECT {_HEAD} FROM checkpoints "
             + (f"WHERE {' AND '.join(where)} " if where else "")
             + "ORDER BY checkpoint_id DESC, thread_id DESC, checkpoint_ns DESC LIMIT ?",
             (*parameters, limit),
         ).fetchall()
         return [self._stored(row) for row in rows]
 
+    def ancestors(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> Iterator[StoredHead]:
+        wanted = checkpoint_id
+        if wanted is None:
+            row = self._one(
+                "SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ?",
+                thread_id, checkpoint_ns,
+            )  # fmt: skip
+            wanted = row[0] if row else None
+        while wanted is not None:
+            row = self._one(f"SELECT {_HEAD} FROM checkpoints WHERE {THIS_STEP}", thread_id, checkpoint_ns, wanted)
+            if row is None:
+                return
+            yield _head(row)
+            wanted = row[3]
+
+    def heads(self, thread_id: str, checkpoint_ns: str) -> Iterator[StoredHead]:
+        rows = self._rows(
+            f"SELECT {_HEAD} FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ? ORDER BY checkpoint_id DESC",
+            thread_id, checkpoint_ns,
+        )  # fmt: skip
+        yield from map(_head, rows)
+
+    def checkpoint_namespaces(self, thread_id: str) -> list[str]:
+        rows = self._rows("SELECT DISTINCT checkpoint_ns FROM checkpoints WHERE thread_id = ?", thread_id)
+        return sorted(ns for (ns,) in rows)
+
     def _stored(self, row: tuple[Any, ...]) -> StoredCheckpoint:
-        step = StepKey(*row[:3])
-        parent_id, head_type, head, metadata, manifest_text = row[3:]
-        try:
-            manifest: dict[str, str] = dict(json.loads(manifest_text))
-        except (TypeError, ValueError) as error:
-            raise CorruptRowError(f"checkpoint {step.checkpoint_id}: its manifest is not JSON") from error
+        head = _head(row)
         return StoredCheckpoint(
-            step=step,
-            parent_id=parent_id,
-            head=Blob(head_type, head),
-            metadata=metadata,
-            manifest=manifest,
-            values=self._values(step, manifest),
-            writes=self._writes(step),
+            **{field.name: getattr(head, field.name) for field in fields(StoredHead)},
+            values=self._values(head.step, head.manifest),
+            writes=self._writes(head.step),
         )
 
     def _values(self, step: StepKey, manifest: Mapping[str, str]) -> dict[str, Blob]:
@@ -165,24 +201,24 @@ class SQLiteReader(Reader):
     # -- items and the log --------------------------------------------------------------------------
 
     def item(self, namespace: Namespace, key: str, now: float) -> Record | None:
-        row = self._one(
-            f"SELECT {_ITEM} FROM items WHERE ns = ? AND key = ? AND {_LIVE}",
-            encode_namespace(namespace), key, now,
+        rows = self._item_rows(
+            f"SELECT {_ITEM} FROM {self._items} WHERE items.ns = :ns AND items.key = :key AND {_LIVE}",
+            ns=encode_namespace(namespace), key=key, now=now,
         )  # fmt: skip
-        return None if row is None else _record(row)
+        return next(map(_record, rows), None)
 
-    def items(self, prefix: Sequence[str], now: float) -> Iterator[Record]:
-        for row in self._rows(
-            f"SELECT {_ITEM} FROM items WHERE ns >= ? AND ns < ? AND {_LIVE} ORDER BY seq DESC",
-            *namespace_range(prefix), now,
-        ):  # fmt: skip
-            yield _record(row)
+    def items(self, prefix: Sequence[str], now: float, conditions: Sequence[Condition] = ()) -> Iterator[Record]:
+        also, operands = _narrowed(conditions)
+        rows = self._item_rows(
+            f"SELECT {_ITEM} FROM {self._items} WHERE {_UNDER} AND {_LIVE} {also} ORDER BY items.seq DESC",
+            now=now, **_range(prefix), **operands,
+        )  # fmt: skip
+        yield from map(_record, rows)
 
     def namespaces(self, prefix: Sequence[str], now: float) -> list[Namespace]:
-        rows = self._rows(
-            f"SELECT DISTINCT ns FROM items WHERE ns >= ? AND ns < ? AND {_LIVE}",
-            *namespace_range(prefix), now,
-        )  # fmt: skip
+        rows = self._item_rows(
+            f"SELECT DISTINCT items.ns FROM {self._items} WHERE {_UNDER} AND {_LIVE}", now=now, **_range(prefix)
+        )
         return sorted(decode_namespace(ns) for (ns,) in rows)
 
     def expired(self, now: float) -> list[Record]:
@@ -191,23 +227,29 @@ class SQLiteReader(Reader):
     def log(
         self,
         *,
-        namespace: Namespace | None = None,
+        prefix: Namespace = (),
         key: str | None = None,
+        origin: Mapping[str, str] | None = None,
         after: int = 0,
+        until: int | None = None,
         limit: int | None = None,
-    ) -> list[LogEntry]:
-        where, parameters = ["seq > ?"], [after]  # type: tuple[list[str], list[Any]]
-        if namespace is not None:
-            where.append("ns = ?")
-            parameters.append(encode_namespace(namespace))
-        if key is not None:
-            where.append("key = ?")
-            parameters.append(key)
+        newest_first: bool = False,
+    ) -> Iterator[LogEntry]:
+        equal = {**(origin or {})} if key is None else {"key": key, **(origin or {})}
+        if unknown := equal.keys() - _ORIGIN - {"key"}:
+            raise FilterError(f"the log has no {sorted(unknown)}; it can be asked for {sorted(_ORIGIN)}")
         rows = self._conn.execute(
-            f"SELECT {_LOG} FROM facts WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?",
-            (*parameters, -1 if limit is None else limit),
+            f"SELECT {_LOG} FROM facts WHERE seq > :after AND (:until IS NULL OR seq <= :until) "
+            + ("AND ns >= :low AND ns < :high " if prefix else "")
+            + "".join(f"AND {column} = :{column} " for column in equal)
+            + f"ORDER BY seq {'DESC' if newest_first else 'ASC'} LIMIT :limit",
+            {**equal, **_range(prefix), "after": after, "until": until, "limit": -1 if limit is None else limit},
         )
-        return [_log_entry(row) for row in rows]
+        yield from map(_log_entry, rows)
+
+    def seq_at(self, ts: float) -> int:
+        row = self._one("SELECT coalesce(max(seq), 0) FROM facts WHERE committed_at <= ?", ts)
+        return int(row[0]) if row else 0
 
     def draft(self, version: str) -> Draft | None:
         row = self._one(
@@ -251,21 +293,23 @@ class SQLiteReader(Reader):
         return int(row[0]) if row else 0
 
     def vectors(self, index: str, model: str, prefix: Sequence[str], now: float) -> Iterator[ScoredRow]:
-        for row in self._rows(
-            f"{_SCORED} WHERE items.ns >= ? AND items.ns < ? AND {_LIVE}",
-            index, model, *namespace_range(prefix), now,
-        ):  # fmt: skip
-            yield _scored(row)
+        yield from map(
+            _scored,
+            self._item_rows(
+                f"SELECT {_ITEM}, {_VECTOR} FROM {self._items} {_SCORES} WHERE {_UNDER} AND {_LIVE}",
+                index=index, model=model, now=now, **_range(prefix),
+            ),
+        )  # fmt: skip
 
     def vectors_by_id(self, index: str, model: str, ids: Sequence[str], now: float) -> list[ScoredRow]:
-        return [
-            _scored(row)
-            for row in self._rows(
-                f"{_SCORED} WHERE items.version IN (SELECT version FROM vectors WHERE index_name = ? "
-                f"AND vector_id IN (SELECT value FROM json_each(?))) AND {_LIVE}",
-                index, model, index, json.dumps(list(ids)), now,
-            )
-        ]  # fmt: skip
+        wanted = (
+            "SELECT version FROM vectors WHERE index_name = :index AND vector_id IN (SELECT value FROM json_each(:ids))"
+        )
+        rows = self._item_rows(
+            f"SELECT {_ITEM}, {_VECTOR} FROM {self._items} {_SCORES} WHERE {_LIVE} AND items.version IN ({wanted})",
+            index=index, model=model, ids=json.dumps(list(ids)), now=now,
+        )  # fmt: skip
+        return list(map(_scored, rows))
 
     def vector_ids(self, index: str, after: int = 0) -> Iterator[str]:
         for (vector_id,) in self._rows(
@@ -274,6 +318,12 @@ class SQLiteReader(Reader):
             index, after,
         ):  # fmt: skip
             yield vector_id
+
+    def vectors_of(self, versions: Sequence[str]) -> int:
+        row = self._one(
+            "SELECT count(*) FROM vectors WHERE version IN (SELECT value FROM json_each(?))", json.dumps(list(versions))
+        )
+        return int(row[0]) if row else 0
 
     def unindexed(self, index: str) -> list[tuple[Record, IndexPaths]]:
         rows = self._rows(
@@ -379,10 +429,10 @@ def _scored(row: Sequence[Any]) -> ScoredRow:
 
 
 def _log_entry(row: Sequence[Any]) -> LogEntry:
-    seq, version, op, ns, key, value, *provenance, ts = row
+    seq, version, op, ns, key, value, ts, created_at, index_paths, *rest = row
     names = (
-        "supersedes", "thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "node", "run_id", "actor", "reason",
-        "schema", "schema_version",
+        "commit_id", "supersedes", "thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "node", "run_id", "actor",
+        "reason", "schema", "schema_version", "type", "ttl", "undoes",
     )  # fmt: skip
     return LogEntry(
         seq=seq,
@@ -392,5 +442,33 @@ def _log_entry(row: Sequence[Any]) -> LogEntry:
         key=key,
         value=None if value is None else decode_value(value),
         ts=datetime.fromtimestamp(ts, UTC),
-        **dict(zip(names, provenance, strict=True)),
+        created_at=None if created_at is None else datetime.fromtimestamp(created_at, UTC),
+        index=_paths(index_paths),
+        **dict(zip(names, rest, strict=True)),
     )
+
+
+def _head(row: Sequence[Any]) -> StoredHead:
+    step = StepKey(*row[:3])
+    parent_id, seq, ts, head_type, head, metadata, manifest_text = row[3:]
+    try:
+        manifest: dict[str, str] = dict(json.loads(manifest_text))
+    except (TypeError, ValueError) as error:
+        raise CorruptRowError(f"checkpoint {step.checkpoint_id}: its manifest is not JSON") from error
+    return StoredHead(step, parent_id, seq, ts, Blob(head_type, head), metadata, manifest)
+
+
+def _narrowed(conditions: Sequence[Condition]) -> tuple[str, dict[str, Any]]:
+    """The conditions in SQL, in which neither a path nor an operand is part of the text, and what is bound to it."""
+    clauses: list[str] = []
+    operands: dict[str, Any] = {}
+    for number, (path, operator, operand) in enumerate(conditions):
+        clauses.append(f"AND json_extract(items.value, :path{number}) {_COMPARISONS[operator]} :operand{number}")
+        operands[f"path{number}"] = "$" + "".join(f'."{field}"' for field in path)
+        operands[f"operand{number}"] = operand
+    return " ".join(clauses), operands
+
+
+def _range(prefix: Sequence[str]) -> dict[str, str]:
+    low, high = namespace_range(prefix)
+    return {"low": low, "high": high}

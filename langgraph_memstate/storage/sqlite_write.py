@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from langgraph_memstate.errors import CommitRaced, CorruptRowError, TransientError
-from langgraph_memstate.facts import Draft, encode_namespace
+from langgraph_memstate.errors import CommitRaced, CorruptRowError, FactRaced, TransientError
+from langgraph_memstate.facts import Draft, encode_namespace, namespace_range
 from langgraph_memstate.storage.base import (
     EXACT,
     Append,
-    CheckCurrent,
     CheckUnchanged,
     CheckUnique,
     CopyThread,
@@ -20,6 +20,8 @@ from langgraph_memstate.storage.base import (
     DeleteRuns,
     DeleteThread,
     Drain,
+    Expect,
+    Forget,
     Op,
     OutboxDone,
     OutboxFailed,
@@ -37,7 +39,7 @@ from langgraph_memstate.storage.base import (
     Touch,
     Unstage,
 )
-from langgraph_memstate.storage.sqlite_checks import check_current, check_unchanged, check_unique
+from langgraph_memstate.storage.sqlite_checks import check_unchanged, check_unique
 
 Run = Callable[[sqlite3.Connection, Any], None]
 
@@ -59,10 +61,10 @@ def _put_checkpoint(conn: sqlite3.Connection, op: PutCheckpoint) -> None:
         [(op.step.thread_id, value_id, *blob) for value_id, blob in op.values.items()],
     )
     conn.execute(
-        "INSERT OR REPLACE INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_id, run_id, seq, "
+        "INSERT OR REPLACE INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_id, run_id, ts, seq, "
         "head_type, head, metadata, manifest) "
-        "VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) FROM facts), ?, ?, ?, ?)",
-        (*op.step, op.parent_id, op.run_id, *op.head, op.metadata, _json(dict(op.manifest))),
+        "VALUES (?, ?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) FROM facts), ?, ?, ?, ?)",
+        (*op.step, op.parent_id, op.run_id, op.ts, *op.head, op.metadata, _json(dict(op.manifest))),
     )
     reused = set(op.manifest.values()) - op.values.keys()
     if reused:
@@ -118,10 +120,10 @@ def _delete_checkpoints(conn: sqlite3.Connection, op: DeleteCheckpoints) -> None
 
 def _copy_thread(conn: sqlite3.Connection, op: CopyThread) -> None:
     columns = {
-        "checkpoints": "checkpoint_ns, checkpoint_id, parent_id, run_id, seq, head_type, head, metadata, manifest",
+        "checkpoints": "checkpoint_ns, checkpoint_id, parent_id, run_id, ts, seq, head_type, head, metadata, manifest",
         "channel_values": "value_id, type, data",
         "writes": "checkpoint_ns, checkpoint_id, task_path, task_id, idx, channel, type, data",
-        "staged": "checkpoint_ns, checkpoint_id, task_id, ord, task_path, version, draft",
+        "staged": "checkpoint_ns, checkpoint_id, task_id, ord, task_path, version, ns, key, draft",
     }
     for table, copied in columns.items():
         conn.execute(
@@ -138,9 +140,19 @@ def _stage(conn: sqlite3.Connection, op: Stage) -> None:
     if known:
         return  # like the task's writes: the first account of a finished task stays
     conn.executemany(
-        "INSERT INTO staged SELECT ?, ?, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM facts WHERE version = ?)",
+        "INSERT INTO staged (thread_id, checkpoint_ns, checkpoint_id, task_id, ord, task_path, version, ns, key, "
+        "draft) SELECT ?, ?, ?, ?, ?, ?, ?7, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM facts WHERE version = ?7)",
         [
-            (*op.step, op.task_id, ord_, op.task_path, draft.version, draft.dumps(), draft.version)
+            (
+                *op.step,
+                op.task_id,
+                ord_,
+                op.task_path,
+                draft.version,
+                encode_namespace(draft.namespace),
+                draft.key,
+                draft.dumps(),
+            )
             for ord_, draft in enumerate(op.drafts)
         ],
     )
@@ -163,6 +175,21 @@ def _drain(conn: sqlite3.Connection, op: Drain) -> None:
 # -- the log ----------------------------------------------------------------------------------------
 
 
+def _expect(conn: sqlite3.Connection, op: Expect) -> None:
+    for namespace, key, version in op.versions:
+        row = conn.execute(
+            "SELECT version FROM items WHERE ns = ? AND key = ?", (encode_namespace(namespace), key)
+        ).fetchone()
+        if (row[0] if row else None) != version:
+            raise FactRaced(f"{'/'.join(namespace)} {key!r} was changed meanwhile")
+    for step in op.latest:
+        (latest,) = conn.execute(
+            "SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ?", step[:2]
+        ).fetchone()
+        if latest != step.checkpoint_id:
+            raise CommitRaced(f"thread {step.thread_id} went on meanwhile")
+
+
 def _append(conn: sqlite3.Connection, op: Append) -> None:
     (last,) = conn.execute("SELECT coalesce(max(seq), 0) FROM facts").fetchone()
     seq = last
@@ -178,9 +205,9 @@ def _append(conn: sqlite3.Connection, op: Append) -> None:
         expired = old is not None and bool(old[2])
         if op.if_expired is not None and not (expired and old[0] in op.if_expired):
             continue
-        created_at = old[1] if old and not expired else draft.ts
+        created_at = draft.created_at or (old[1] if old and not expired else draft.ts)
         seq += 1
-        _log(conn, seq, last + 1, ns, draft, old[0] if old else None)
+        _log(conn, seq, last + 1, ns, draft, old[0] if old else None, created_at)
         if draft.op == "delete":
             conn.execute("DELETE FROM items WHERE ns = ? AND key = ?", (ns, draft.key))
         else:
@@ -197,15 +224,17 @@ def _append(conn: sqlite3.Connection, op: Append) -> None:
             _leave_to_embed(conn, draft.version, unknown)
 
 
-def _log(conn: sqlite3.Connection, seq: int, commit_id: int, ns: str, draft: Draft, supersedes: str | None) -> None:
+def _log(
+    conn: sqlite3.Connection, seq: int, commit_id: int, ns: str, draft: Draft, supersedes: str | None, created_at: float
+) -> None:
     origin = draft.origin
     conn.execute(
-        "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO facts VALUES ({', '.join('?' * 25)})",
         (
             seq, draft.version, commit_id, ns, draft.key, draft.op, draft.type, draft.value, supersedes,
-            _json(draft.index), draft.ttl, draft.schema, draft.schema_version, origin.thread_id,
-            origin.checkpoint_ns, origin.checkpoint_id, origin.task_id, origin.node, origin.run_id,
-            origin.actor, origin.reason, draft.ts,
+            draft.undoes, created_at if draft.op == "put" else None, _json(draft.index), draft.ttl,
+            draft.schema, draft.schema_version, origin.thread_id, origin.checkpoint_ns, origin.checkpoint_id,
+            origin.task_id, origin.node, origin.run_id, origin.actor, origin.reason, draft.ts, time.time(),
         ),
     )  # fmt: skip
 
@@ -221,6 +250,35 @@ def _retire_vectors(conn: sqlite3.Connection, version: str) -> None:
 
 def _indexes_besides(conn: sqlite3.Connection, known: tuple[str, ...]) -> list[str]:
     return [name for (name,) in conn.execute("SELECT name FROM indexes ORDER BY name") if name not in known]
+
+
+def _forget(conn: sqlite3.Connection, op: Forget) -> None:
+    where, parameters = "ns >= ? AND ns < ?", [*namespace_range(op.prefix)]
+    for column in ("key", "thread_id"):
+        if (wanted := getattr(op, column)) is not None:
+            where += f" AND {column} = ?"
+            parameters.append(wanted)
+    conn.execute("PRAGMA secure_delete = ON")  # what was erased is overwritten in the file as well
+    versions = f"(SELECT version FROM facts WHERE {where})"
+    conn.execute(f"DELETE FROM staged WHERE {where}", parameters)
+    conn.execute(f"DELETE FROM outbox WHERE op <> 'delete' AND version IN {versions}", parameters)
+    conn.execute(
+        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
+        "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
+        f"WHERE version IN {versions} AND index_name <> ?",
+        (*parameters, EXACT),
+    )
+    hashes = conn.execute(
+        f"SELECT DISTINCT model, text_hash FROM vectors JOIN indexes ON name = index_name WHERE version IN {versions}",
+        parameters,
+    ).fetchall()
+    conn.execute(f"DELETE FROM vectors WHERE version IN {versions}", parameters)
+    conn.executemany(
+        "DELETE FROM embeddings WHERE model = ?1 AND text_hash = ?2 AND NOT EXISTS ("
+        "SELECT 1 FROM vectors JOIN indexes ON name = index_name WHERE text_hash = ?2 AND model = ?1)",
+        hashes,
+    )
+    conn.execute(f"UPDATE facts SET value = NULL WHERE {where}", parameters)
 
 
 def _leave_to_embed(conn: sqlite3.Connection, version: str, indexes: Sequence[str]) -> None:
@@ -352,13 +410,14 @@ def _list(text: str) -> list[str]:
 
 
 _RUN: dict[type, Run] = {
+    Expect: _expect,
+    Forget: _forget,
     PutCheckpoint: _put_checkpoint,
     PutWrites: _put_writes,
     Stage: _stage,
     Unstage: _unstage,
     Drain: _drain,
     Append: _append,
-    CheckCurrent: check_current,
     CheckUnchanged: check_unchanged,
     CheckUnique: check_unique,
     Touch: _touch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -17,7 +18,7 @@ from langgraph.store.base import BaseStore
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel, ConfigDict
 
-from langgraph_memstate import Constraint, Fact, MemoryStore
+from langgraph_memstate import Constraint, Fact, MemoryStore, MemStateCheckpointer
 from langgraph_memstate.errors import ConstraintError, NotFoundError, SchemaError
 
 THREAD: Any = {"configurable": {"thread_id": "t"}}
@@ -251,6 +252,22 @@ def test_an_immutable_fact_that_was_written_meanwhile(memory: MemoryStore) -> No
     assert users(memory, "law") == {"1": {"email": "theirs"}}
 
 
+def test_a_step_that_starts_from_the_past_may_undo_what_is_immutable(memory: MemoryStore) -> None:
+    turns = iter("123")
+
+    def run(store: BaseStore) -> None:
+        store.put(("law",), next(turns), {})
+
+    graph = one_by_one(memory, run=run)
+    graph.invoke({"log": []}, THREAD)
+    first = graph.get_state(THREAD).config
+    graph.invoke({"log": ["second"]}, THREAD)
+    memory.rollback(turns=1, thread_id="t")
+    assert set(users(memory, "law")) == {"1"}
+    graph.invoke({"log": ["third"]}, first)
+    assert {"1", "3"} == set(users(memory, "law"))
+
+
 # -- updates --------------------------------------------------------------------------------------
 
 
@@ -289,7 +306,8 @@ def test_an_update_counts_on_top_of_what_was_written_meanwhile(memory: MemorySto
     assert memory.history("user", "u")[-1].node == "run"
 
 
-def test_an_update_of_what_was_deleted_meanwhile(memory: MemoryStore) -> None:
+@durabilities
+def test_an_update_of_what_was_deleted_meanwhile(memory: MemoryStore, durability: str) -> None:
     memory.commit(Fact("user", {"email": "a@x"}, id="u"))
 
     def run(store: BaseStore) -> None:
@@ -297,9 +315,10 @@ def test_an_update_of_what_was_deleted_meanwhile(memory: MemoryStore) -> None:
         outside(lambda: memory.delete("user", "u"))
 
     graph = one_by_one(memory, run=run)
-    graph.invoke({"log": []}, THREAD)
+    graph.invoke({"log": []}, THREAD, durability=durability)
     assert users(memory) == {}
     assert same_as_state(graph, memory) == ["run"]
+    assert [entry.op for entry in memory.history("user", "u")] == ["put", "delete", "delete"]
 
 
 def test_an_update_waits_for_a_resume_in_another_memory(database: Path) -> None:
@@ -357,6 +376,7 @@ def test_singletons_of_steps(memory: MemoryStore, durability: str) -> None:
     graph = one_by_one(memory, adopts=adopts, replaces=replaces)
     graph.invoke({"log": []}, THREAD, durability=durability)
     assert users(memory, "one") == {"second": {"email": "a@x", "n": 2}}
+    assert same_as_state(graph, memory) == ["adopts", "replaces"]
     assert [entry.op for entry in memory.history("one", "first")] == ["put", "put", "delete"]
 
 
@@ -413,3 +433,31 @@ def test_a_session_inside_a_graph(memory: MemoryStore, durability: str) -> None:
     assert memory.query(session_id="s") == []
     (entry,) = memory.history("note", "0")
     assert (entry.actor, entry.reason, entry.node) == ("talker", "worth it", "end")
+
+
+@pytest.mark.parametrize("late", ["put", "put_writes"])
+def test_nothing_stays_staged_whichever_save_comes_first(memory: MemoryStore, late: str) -> None:
+    class Delayed(MemStateCheckpointer):
+        def put(self, *args: Any) -> Any:
+            time.sleep(0.05 if late == "put" else 0)
+            return super().put(*args)
+
+        def put_writes(self, *args: Any) -> None:
+            time.sleep(0.05 if late == "put_writes" else 0)
+            super().put_writes(*args)
+
+    memory.commit([Fact("user", {"email": "a@x"}, id="u"), Fact("one", {"email": "a@x"}, id="first")])
+
+    def run(store: BaseStore) -> None:
+        memory.update("user", "u", {"mine": 1})
+        outside(lambda: memory.delete("user", "u"))
+        store.put(("one",), "second", {"email": "a@x"})
+        memory.promote_session("s")
+
+    builder = StateGraph(State)
+    builder.add_node("run", node("run", run))
+    builder.add_edge(START, "run")
+    graph = builder.compile(checkpointer=Delayed(memory), store=memory.store)
+    graph.invoke({"log": []}, THREAD, durability="async")
+    assert same_as_state(graph, memory) == ["run"]
+    assert set(users(memory, "one")) == {"second"}

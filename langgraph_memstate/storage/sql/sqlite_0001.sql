@@ -14,6 +14,7 @@ CREATE TABLE checkpoints (
     parent_id     TEXT,
     run_id        TEXT,
     seq           INTEGER NOT NULL,   -- the log's last sequence when the checkpoint committed
+    ts            TEXT NOT NULL,      -- when it was made: ISO 8601
     head_type     TEXT NOT NULL,
     head          BLOB NOT NULL,
     metadata      TEXT NOT NULL,      -- JSON
@@ -54,6 +55,8 @@ CREATE TABLE staged (
     ord           INTEGER NOT NULL,
     task_path     TEXT NOT NULL,
     version       TEXT NOT NULL,
+    ns            TEXT NOT NULL,
+    key           TEXT NOT NULL,
     draft         TEXT NOT NULL,      -- JSON
     PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id, task_id, ord)
 ) STRICT, WITHOUT ROWID;
@@ -69,8 +72,10 @@ CREATE TABLE facts (
     key            TEXT NOT NULL,
     op             TEXT NOT NULL CHECK (op IN ('put', 'delete')),
     type           TEXT,
-    value          TEXT,              -- JSON
+    value          TEXT,              -- JSON; NULL for a delete, and where the content was forgotten
     supersedes     TEXT,
+    undoes         INTEGER,           -- the sequence that a rollback went back to
+    created_at     REAL,              -- when the item came to be; NULL for a delete
     index_paths    TEXT,              -- JSON: null, false or a list of paths
     ttl            REAL,
     schema         TEXT,
@@ -83,10 +88,18 @@ CREATE TABLE facts (
     run_id         TEXT,
     actor          TEXT,
     reason         TEXT,
-    ts             REAL NOT NULL
+    ts             REAL NOT NULL,     -- when it was written
+    committed_at   REAL NOT NULL
 ) STRICT;
+CREATE INDEX facts_by_time ON facts (committed_at);
 CREATE INDEX facts_by_key ON facts (ns, key, seq);
 CREATE INDEX facts_by_thread ON facts (thread_id, seq) WHERE thread_id IS NOT NULL;
+CREATE TRIGGER facts_stay BEFORE DELETE ON facts BEGIN
+    SELECT raise(ABORT, 'the log is append-only');
+END;
+CREATE TRIGGER facts_do_not_change BEFORE UPDATE ON facts WHEN NEW.value IS NOT NULL BEGIN
+    SELECT raise(ABORT, 'the log is append-only');
+END;
 
 -- The current version of each (namespace, key).
 CREATE TABLE items (

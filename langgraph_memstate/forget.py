@@ -1,0 +1,64 @@
+"""Erasing content on purpose: the one change that the log allows to what it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from langgraph_memstate.errors import ForgetError
+from langgraph_memstate.facts import Draft, LogEntry, Namespace, Origin, new_version
+from langgraph_memstate.storage.base import Commit, DeleteThread, Expect, Forget, Reader
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetReport:
+    """What was erased: current items, contents of versions, vectors, and the checkpoints of these threads."""
+
+    items: int
+    versions: int
+    vectors: int
+    threads: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """One commit that forgets: deletes of what is current, then the operations that erase."""
+
+    drafts: tuple[Draft, ...]
+    before: Commit
+    after: Commit
+    report: ForgetReport
+
+
+def plan_forget(reader: Reader, subject: Forget, *, checkpoints: bool, origin: Origin) -> Erasure:
+    """What erases a subject. With `checkpoints`, also the threads whose steps wrote what is erased."""
+    entries = [entry for entry in _entries(reader, subject) if entry.value is not None]
+    versions = {entry.version for entry in entries}
+    drafts, current = [], []
+    for namespace, key in sorted({entry.address for entry in entries}):
+        item = reader.item(namespace, key, now=0.0)
+        current.append((namespace, key, None if item is None else item.version))
+        if item is not None and item.version in versions:
+            drafts.append(Draft(new_version(), namespace, key, "delete", None, origin=origin))
+    threads: set[str] = set()
+    if checkpoints:
+        threads = {entry.thread_id for entry in entries if entry.thread_id is not None}
+        threads |= {subject.thread_id} if subject.thread_id is not None else set()
+    report = ForgetReport(len(drafts), len(entries), reader.vectors_of(sorted(versions)), tuple(sorted(threads)))
+    erase: Commit = (subject, *map(DeleteThread, sorted(threads)))
+    return Erasure(tuple(drafts), (Expect(tuple(current)),), erase, report)
+
+
+def _entries(reader: Reader, subject: Forget) -> list[LogEntry]:
+    origin = None if subject.thread_id is None else {"thread_id": subject.thread_id}
+    return list(reader.log(prefix=subject.prefix, key=subject.key, origin=origin))
+
+
+def subject_of(prefix: Namespace, key: str | None, thread_id: str | None) -> Forget:
+    """Whose content is erased.
+
+    Raises:
+        ForgetError: nobody is named, which would be everybody.
+    """
+    if not prefix and thread_id is None:
+        raise ForgetError("name whom to forget: a namespace, with or without a key, or a thread_id")
+    return Forget(prefix, key, thread_id)
