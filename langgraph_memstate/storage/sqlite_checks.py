@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from typing import Any
 
@@ -17,8 +18,8 @@ from langgraph_memstate.facts import (
 from langgraph_memstate.storage.base import CheckUnchanged, CheckUnique, Claim
 from langgraph_memstate.storage.checks import Old, address, is_same, makes_claim, refuse_change, refuse_claim
 
-_LIVE = "(items.expires_at IS NULL OR items.expires_at > ?)"
-_LARGEST = 2**63 - 1
+_SLACK = 1e-12
+_LARGE = 1e308
 
 
 def check_unchanged(conn: sqlite3.Connection, op: CheckUnchanged) -> None:
@@ -28,7 +29,7 @@ def check_unchanged(conn: sqlite3.Connection, op: CheckUnchanged) -> None:
             continue  # it has landed already
         if draft.address not in before:
             before[draft.address] = conn.execute(
-                f"SELECT type, value, ttl FROM items WHERE ns = ? AND key = ? AND {_LIVE}",
+                "SELECT type, value, ttl FROM items WHERE ns = ? AND key = ? AND coalesce(expires_at > ?, 1)",
                 (encode_namespace(draft.namespace), draft.key, draft.ts),
             ).fetchone()
         old = before[draft.address]
@@ -41,9 +42,9 @@ def check_unique(conn: sqlite3.Connection, op: CheckUnique) -> None:
     draft = op.draft
     if not conn.execute("SELECT 1 FROM items WHERE version = ?", (draft.version,)).fetchone():
         return  # superseded in the same commit, or since it landed
-    where, parameters = sought(op.claim, draft.ts)
+    where, bound = sought(op.claim, draft.ts)
     # All at once: a statement that an error left unfinished would keep its snapshot and bar the next commit.
-    rows = conn.execute(f"SELECT ns, key, type, value FROM items WHERE {where}", parameters).fetchall()
+    rows = conn.execute(f"SELECT ns, key, type, value FROM items WHERE {where}", bound).fetchall()
     for ns, key, type_, value in rows:
         namespace = decode_namespace(ns)
         if not is_same(namespace, key, draft) and makes_claim(op.claim, namespace, type_, value):
@@ -52,39 +53,43 @@ def check_unique(conn: sqlite3.Connection, op: CheckUnique) -> None:
             refuse_claim(op.claim, draft, namespace, key)
 
 
-def sought(claim: Claim, now: float) -> tuple[str, list[Any]]:
-    """A condition on items that those which make a claim meet, and few others."""
-    where, parameters = [_LIVE], [now]  # type: tuple[list[str], list[Any]]
+def sought(claim: Claim, now: float) -> tuple[str, dict[str, Any]]:
+    """A condition on items that those which make a claim meet, and few others, and what is bound to it."""
+    where = ["(items.expires_at IS NULL OR items.expires_at > :now)"]
+    bound: dict[str, Any] = {"now": now}
     if claim.namespace is not None:
-        where.append("items.ns = ?")
-        parameters.append(encode_namespace(claim.namespace))
+        where.append("items.ns = :ns")
+        bound["ns"] = encode_namespace(claim.namespace)
     else:
-        sessions = namespace_range((SESSION,))
+        bound["session_low"], bound["session_high"] = namespace_range((SESSION,))
+        in_a_session = "(items.ns >= :session_low AND items.ns < :session_high)"
         if isinstance(claim.pattern, str):
-            where.append("(items.type = ? OR items.ns = ? OR (items.ns >= ? AND items.ns < ?))")
-            parameters += (claim.pattern, encode_namespace((claim.pattern,)), *sessions)
+            where.append(f"(items.type = :type OR items.ns = :ns OR {in_a_session})")
+            bound |= {"type": claim.pattern, "ns": encode_namespace((claim.pattern,))}
         else:
-            where.append("((items.ns >= ? AND items.ns < ?) OR (items.ns >= ? AND items.ns < ?))")
-            parameters += (*namespace_range(_fixed(claim.pattern)), *sessions)
-    for field, value in claim.values:
+            where.append(f"((items.ns >= :low AND items.ns < :high) OR {in_a_session})")
+            bound["low"], bound["high"] = namespace_range(_fixed(claim.pattern))
+    for number, (field, value) in enumerate(claim.values):
         if isinstance(value, str):  # as it is written: SQLite's own reading of JSON stops at a NUL
-            where.append("instr(items.value, ?) > 0")
-            parameters.append(json.dumps(value, ensure_ascii=False))
+            where.append(f"instr(items.value, :text{number}) > 0")
+            bound[f"text{number}"] = json.dumps(value, ensure_ascii=False)
         else:
-            where.append("json_extract(items.value, ?) = ?")
-            parameters += (f'$."{field}"', _number(value))
-    return " AND ".join(where), parameters
+            where.append(f"json_extract(items.value, :path{number}) BETWEEN :least{number} AND :most{number}")
+            bound[f"path{number}"] = f'$."{field}"'
+            bound[f"least{number}"], bound[f"most{number}"] = _around(value)
+    return " AND ".join(where), bound
 
 
 def _fixed(pattern: Namespace) -> Namespace:
     return pattern[: pattern.index("*")] if "*" in pattern else pattern
 
 
-def _number(value: int | float) -> int | float:
-    """A number as SQLite reads it from JSON: an integer beyond 64 bits is a float there."""
-    if isinstance(value, float) or abs(value) <= _LARGEST:
-        return value
+def _around(value: int | float) -> tuple[float, float]:
+    """The numbers that SQLite may take a JSON number for: a fraction or a long integer is read with less precision."""
     try:
-        return float(value)
+        number = float(value)
     except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
+        number = math.inf if value > 0 else -math.inf
+    if math.isinf(number):
+        return (_LARGE, number) if number > 0 else (number, -_LARGE)
+    return number - abs(number) * _SLACK, number + abs(number) * _SLACK

@@ -266,8 +266,8 @@ class SQLiteReader(Reader):
         )  # fmt: skip
 
     def holders(self, claim: Claim, now: float) -> list[Record]:
-        where, parameters = sought(claim, now)
-        found = (_record(row) for row in self._rows(f"SELECT {_ITEM} FROM items WHERE {where}", *parameters))
+        where, bound = sought(claim, now)
+        found = map(_record, self._item_rows(f"SELECT {_ITEM} FROM {self._items} WHERE {where}", **bound))
         return [record for record in found if makes_claim(claim, record.namespace, record.type, record.value)]
 
     def last_seq(self) -> int:
