@@ -13,7 +13,7 @@ from langgraph_memstate.facts import Draft, Namespace, Record, decode_value
 from langgraph_memstate.filters import Filter
 from langgraph_memstate.index import VectorIndex, to_bytes, vector_id
 from langgraph_memstate.moments import Moment
-from langgraph_memstate.search import Scored, best, exact, semantic
+from langgraph_memstate.search import Query, Scored, best, scan, semantic
 from langgraph_memstate.storage.base import AsOf, ScoredRow, Snapshots
 
 if TYPE_CHECKING:
@@ -118,11 +118,8 @@ class View:
         vector = index.embedder.query(query)
         if vector is None:
             return []
-        nearest = semantic if self._moment is None else exact  # an index knows the present alone
-        committed = nearest(
-            self._storage, index, vector,
-            prefix=prefix, matches=matches, count=count + len(staged), now=self._now(),
-        )  # fmt: skip
+        nearest = semantic if self._moment is None else scan  # an index knows the present alone
+        committed = nearest(self._storage, index, Query(vector, prefix, matches, count + len(staged), self._now()))
         kept = [entry for entry in committed if (entry[1].namespace, entry[1].key) not in staged]
         if not staged:
             return kept
