@@ -1,4 +1,4 @@
-"""The vectors held in memory say what SQL says, whoever wrote, deleted, forgot or expired, and however they are asked."""
+"""The vectors held in memory say what SQL says, whoever wrote, deleted, forgot or let expire, and however asked."""
 
 from __future__ import annotations
 
