@@ -14,6 +14,7 @@ from langgraph_memstate.embedding import Embedder, check_paths, text_hash, texts
 from langgraph_memstate.errors import IndexConfigError, VectorSyncError
 from langgraph_memstate.facts import Draft, decode_value
 from langgraph_memstate.hooks.base import IndexSpec, IndexState, SyncHook, Vector, VectorRecord
+from langgraph_memstate.matrix import VectorMatrix
 from langgraph_memstate.storage.base import (
     EXACT,
     EmbeddingRow,
@@ -54,6 +55,7 @@ class VectorIndex:
         self.hook = hook
         self.name = EXACT if hook is None else hook.name
         self.state: IndexState | None = None
+        self.matrix = VectorMatrix(self.name, embedder.model)
         self._found = IndexState.OK
         self._silent = False
         self._rests_until = 0.0

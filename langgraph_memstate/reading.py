@@ -14,7 +14,7 @@ from langgraph_memstate.filters import Condition, Filter
 from langgraph_memstate.index import VectorIndex, to_bytes, vector_id
 from langgraph_memstate.moments import Moment
 from langgraph_memstate.schemas import SchemaRegistry
-from langgraph_memstate.search import Fits, Scored, best, exact, semantic
+from langgraph_memstate.search import Fits, Query, Scored, best, scan, semantic
 from langgraph_memstate.storage.base import AsOf, Claim, ScoredRow, Snapshots
 from langgraph_memstate.storage.checks import makes_claim
 
@@ -133,7 +133,7 @@ class View:
             if query is None or self._index is None:
                 found = [(record, None) for record in self._by_time(prefix, fits, conditions, here, offset + limit)]
             else:
-                scored = self._by_meaning(self._index, prefix, fits, query, here, offset + limit)
+                scored = self._by_meaning(self._index, prefix, fits, conditions, query, here, offset + limit)
                 found = [(record, score) for score, record in scored]
         return [(self._schemas.present(record), score) for record, score in found[offset : offset + limit]]
 
@@ -174,6 +174,7 @@ class View:
         index: VectorIndex,
         prefix: Namespace,
         matches: Fits | None,
+        conditions: Sequence[Condition],
         query: str,
         staged: dict[Address, Draft],
         count: int,
@@ -182,11 +183,10 @@ class View:
         vector = index.embedder.query(query)
         if vector is None:
             return []
-        nearest = semantic if self._moment is None else exact  # an index knows the present alone
+        nearest = semantic if self._moment is None else scan  # an index knows the present alone
         committed = nearest(
-            self._storage, index, vector,
-            prefix=prefix, matches=matches, count=count + len(staged), now=self._now(),
-        )  # fmt: skip
+            self._storage, index, Query(vector, prefix, matches, count + len(staged), self._now(), conditions)
+        )
         kept = [entry for entry in committed if (entry[1].namespace, entry[1].key) not in staged]
         if not staged:
             return kept

@@ -1,77 +1,124 @@
 """Semantic search that tells the truth: SQL decides what is visible, the index only proposes.
 
-Read SQL, then the index, then SQL again: what was pending at the first read, or is at the second, or was committed in
-between, is considered whether or not the index had it. Scores are cosine similarity computed from the embeddings in
-SQL, whatever the index says.
+Few candidates are compared with the query one by one, in memory. For many the index is asked: read SQL, then the
+index, then SQL again, so that what was pending at the first read, or is at the second, or was committed in between, is
+considered whether or not the index had it. Scores are cosine similarity, computed from the embeddings in SQL.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from langgraph_memstate.facts import Namespace, Record
+from langgraph_memstate.filters import Condition
 from langgraph_memstate.hooks.base import Vector
 from langgraph_memstate.index import VectorIndex, to_vector
-from langgraph_memstate.storage.base import ScoredRow, Snapshots
+from langgraph_memstate.matrix import VectorMatrix
+from langgraph_memstate.storage.base import Reader, ScoredRow, Snapshots
 
-EXACT_BELOW = 2_000  # candidates that are scanned faster than an index answers, and with recall 1
+EXACT_BELOW = 20_000  # candidates in memory that are compared faster than an index answers, and with recall 1
+SCAN_BELOW = 2_000  # the same where they have to be read from SQL
 _FLOOR = 200  # the least to ask an index for: deletes it has not heard of yet crowd out results
 _CEILING = 5_000  # the most: beyond, a scan is no slower
 _MANY_PENDING = 1_000  # an index this far behind is not asked
+_WIDEN = 4
 
 Scored = tuple[float, Record]
 Fits = Callable[[Record], bool]
 
 
-def semantic(
-    storage: Snapshots,
-    index: VectorIndex,
-    query: Vector,
-    *,
-    prefix: Sequence[str],
-    matches: Fits | None,
-    count: int,
-    now: float,
-) -> list[Scored]:
-    """The `count` current items under `prefix` that match, nearest first; ties by the later version."""
-    if count < 1:
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The `count` items under `prefix` that match, nearest to `vector` first; ties by the later version."""
+
+    vector: Vector
+    prefix: Sequence[str]
+    matches: Fits | None
+    count: int
+    now: float
+    conditions: Sequence[Condition] = ()
+    """what every matching value fulfils, as it is stored"""
+
+
+def semantic(storage: Snapshots, index: VectorIndex, query: Query) -> list[Scored]:
+    """What is nearest among current items."""
+    if query.count < 1:
         return []
-    k = count
+    with index.matrix.following(storage) as (reader, matrix):
+        before, asked = reader.last_seq(), index.follows and _are_many(reader, matrix, index, query.prefix)
+        if not asked:
+            return _compare(reader, matrix, index, query)
+        pending, deletes = set(reader.pending_upserts(index.name)), reader.pending_deletes(index.name)
+    found = None if len(pending) > _MANY_PENDING else _ask(storage, index, query, before, pending, deletes)
+    if found is None:
+        with index.matrix.following(storage) as (reader, matrix):
+            return _compare(reader, matrix, index, query)
+    return found
+
+
+def scan(storage: Snapshots, index: VectorIndex, query: Query) -> list[Scored]:
+    """What is nearest among the items of a snapshot, whichever moment it is of."""
     with storage.snapshot() as reader:
-        asked = index.follows and reader.vector_count(index.name, prefix, EXACT_BELOW + 1) > EXACT_BELOW
-        if asked:
-            before, pending = reader.last_seq(), set(reader.pending_upserts(index.name))
-            asked = len(pending) <= _MANY_PENDING
-            k = max(_FLOOR, count + 1 + reader.pending_deletes(index.name))
-    while asked and k <= _CEILING and (proposed := index.propose(query, k, prefix)) is not None:
+        return _scan(reader, index, query)
+
+
+def _scan(reader: Reader, index: VectorIndex, query: Query) -> list[Scored]:
+    rows = reader.vectors(index.name, index.model, query.prefix, query.now)
+    return best(query.vector, rows, query.matches, query.count)
+
+
+def _are_many(reader: Reader, matrix: VectorMatrix | None, index: VectorIndex, prefix: Sequence[str]) -> bool:
+    if matrix is not None:
+        return matrix.count(prefix) > EXACT_BELOW
+    return reader.vector_count(index.name, prefix, SCAN_BELOW + 1) > SCAN_BELOW
+
+
+def _compare(reader: Reader, matrix: VectorMatrix | None, index: VectorIndex, query: Query) -> list[Scored]:
+    """Compare every candidate with the query; records are read for those that may be among the nearest alone."""
+    if matrix is None:
+        return _scan(reader, index, query)
+    wanted, matches = query.count, query.matches
+    while True:
+        scores, are_all = matrix.nearest(query.vector, query.prefix, wanted)
+        records = reader.records(list(scores), query.now)
+        found = [(scores[one.version], one) for one in records if matches is None or matches(one)]
+        if len(found) >= query.count or are_all:
+            return heapq.nlargest(query.count, found, key=_rank)
+        if matches is not None and wanted > query.count:
+            return _compare_matching(reader, matrix, query, matches)
+        wanted *= _WIDEN
+
+
+def _compare_matching(reader: Reader, matrix: VectorMatrix, query: Query, matches: Fits) -> list[Scored]:
+    """The same where few match: those are looked for first."""
+    found = [
+        (score, record)
+        for record in reader.items(query.prefix, query.now, query.conditions)
+        if (score := matrix.score(query.vector, record.version)) is not None and matches(record)
+    ]
+    return heapq.nlargest(query.count, found, key=_rank)
+
+
+def _ask(
+    storage: Snapshots, index: VectorIndex, query: Query, before: int, pending: set[str], deletes: int
+) -> list[Scored] | None:
+    """What the index proposes and SQL confirms; None where that may not be all."""
+    k = max(_FLOOR, query.count + 1 + deletes)
+    while k <= _CEILING and (proposed := index.propose(query.vector, k, query.prefix)) is not None:
         if len(proposed) < k:
-            break  # it holds less than SQL does
+            return None  # it holds less than SQL does
         with storage.snapshot() as reader:
             pending.update(reader.pending_upserts(index.name), reader.vector_ids(index.name, after=before))
-            rows = reader.vectors_by_id(index.name, index.model, [*pending.union(proposed)], now)
-        rows = [row for row in rows if _under(row.record.namespace, prefix)]
-        found = best(query, rows, matches, count)
-        if len(found) == count and found[-1][0] > _horizon(query, rows, set(proposed)):
+            rows = reader.vectors_by_id(index.name, index.model, [*pending.union(proposed)], query.now)
+        rows = [row for row in rows if _under(row.record.namespace, query.prefix)]
+        found = best(query.vector, rows, query.matches, query.count)
+        if len(found) == query.count and found[-1][0] > _horizon(query.vector, rows, set(proposed)):
             return found
         k *= 2
-    return exact(storage, index, query, prefix=prefix, matches=matches, count=count, now=now)
-
-
-def exact(
-    storage: Snapshots,
-    index: VectorIndex,
-    query: Vector,
-    *,
-    prefix: Sequence[str],
-    matches: Fits | None,
-    count: int,
-    now: float,
-) -> list[Scored]:
-    """The same by scanning every vector under `prefix`."""
-    with storage.snapshot() as reader:
-        return best(query, reader.vectors(index.name, index.model, prefix, now), matches, count)
+    return None
 
 
 def best(query: Vector, rows: Iterable[ScoredRow], matches: Fits | None, count: int) -> list[Scored]:

@@ -96,6 +96,14 @@ class PreparedRow(NamedTuple):
     expires_at: float
 
 
+class VectorMark(NamedTuple):
+    """How far one has followed the vectors: the log's last sequence, the last vector's number, and the erasures."""
+
+    seq: int
+    vector: int
+    epoch: int
+
+
 class ScoredRow(NamedTuple):
     """A current version with one of its vectors."""
 
@@ -485,6 +493,25 @@ class Reader(ABC):
         """Ids of the vectors of every current version with a sequence above `after`."""
 
     @abstractmethod
+    def vector_mark(self) -> VectorMark: ...
+
+    @abstractmethod
+    def vector_bytes(self, index: str, model: str, ceiling: int) -> int:
+        """What the current vectors take, counting no further than `ceiling` bytes."""
+
+    @abstractmethod
+    def new_vectors(self, index: str, model: str, after: int) -> Iterator[tuple[str, str, bytes]]:
+        """Vectors of current versions numbered above `after`: encoded namespace, version, vector."""
+
+    @abstractmethod
+    def superseded(self, after: int) -> Iterator[str]:
+        """Versions that entries with a sequence above `after` have replaced or deleted."""
+
+    @abstractmethod
+    def records(self, versions: Sequence[str], now: float) -> list[Record]:
+        """Those of the versions that are current and have not expired."""
+
+    @abstractmethod
     def vectors_of(self, versions: Sequence[str]) -> int:
         """How many vectors these versions have, current or not."""
 
@@ -559,9 +586,9 @@ class Storage(ABC):
     def snapshot(self) -> AbstractContextManager[Reader]:
         """A consistent view; leaving the context ends it."""
 
-    @abstractmethod
     def scrub(self) -> None:
-        """Leave no copy of what was erased in files of the database, such as a log it writes ahead."""
+        """Leave no copy of what was erased behind. Nothing to do where deleting leaves none."""
+        return
 
     @abstractmethod
     def close(self) -> None: ...

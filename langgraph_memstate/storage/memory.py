@@ -32,7 +32,7 @@ class InMemoryStorage(SQLiteStorage):
         return
 
     def scrub(self) -> None:
-        return  # no file holds a copy
+        return  # there is no file
 
     def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
         with self._turn:

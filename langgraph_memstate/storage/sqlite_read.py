@@ -36,6 +36,7 @@ from langgraph_memstate.storage.base import (
     StoredCheckpoint,
     StoredHead,
     StoredWrite,
+    VectorMark,
 )
 from langgraph_memstate.storage.checks import makes_claim
 from langgraph_memstate.storage.sqlite_checks import sought
@@ -57,6 +58,12 @@ _SCORES = (
 _LOG = (
     "seq, version, op, ns, key, value, ts, created_at, index_paths, commit_id, supersedes, thread_id, checkpoint_ns, "
     "checkpoint_id, task_id, node, run_id, actor, reason, schema, schema_version, type, ttl, undoes"
+)
+# Hops from one namespace to the next along the primary key, past all items between.
+_NAMESPACES = (
+    "WITH RECURSIVE found (ns) AS (SELECT min(ns) FROM items WHERE ns >= :low AND ns < :high UNION ALL "
+    "SELECT (SELECT min(ns) FROM items WHERE ns > found.ns AND ns < :high) FROM found WHERE found.ns IS NOT NULL) "
+    f"SELECT ns FROM found WHERE EXISTS (SELECT 1 FROM items WHERE items.ns = found.ns AND {_LIVE})"
 )
 _COMPARISONS = {"=": "=", ">=": ">=", "<=": "<="}
 _ORIGIN = frozenset(field.name for field in fields(Origin))
@@ -216,9 +223,8 @@ class SQLiteReader(Reader):
         yield from map(_record, rows)
 
     def namespaces(self, prefix: Sequence[str], now: float) -> list[Namespace]:
-        rows = self._item_rows(
-            f"SELECT DISTINCT items.ns FROM {self._items} WHERE {_UNDER} AND {_LIVE}", now=now, **_range(prefix)
-        )
+        past = f"SELECT DISTINCT items.ns FROM {_PAST} WHERE {_UNDER} AND {_LIVE}"
+        rows = self._item_rows(_NAMESPACES if self._seq is None else past, now=now, **_range(prefix))
         return sorted(decode_namespace(ns) for (ns,) in rows)
 
     def expired(self, now: float) -> list[Record]:
@@ -318,6 +324,40 @@ class SQLiteReader(Reader):
             index, after,
         ):  # fmt: skip
             yield vector_id
+
+    def vector_mark(self) -> VectorMark:
+        row = self._one(
+            "SELECT (SELECT coalesce(max(seq), 0) FROM facts), (SELECT coalesce(max(id), 0) FROM vectors), "
+            "(SELECT CAST(coalesce(max(value), 0) AS INTEGER) FROM meta WHERE key = 'erasures')"
+        )
+        assert row is not None
+        return VectorMark(*row)
+
+    def vector_bytes(self, index: str, model: str, ceiling: int) -> int:
+        row = self._one("SELECT dims * 4 FROM indexes WHERE name = ? AND model = ?", index, model)
+        each = int(row[0]) if row else 4
+        return each * self.vector_count(index, (), ceiling // each + 1)
+
+    def new_vectors(self, index: str, model: str, after: int) -> Iterator[tuple[str, str, bytes]]:
+        return self._rows(
+            "SELECT items.ns, items.version, embeddings.vector FROM vectors "
+            "JOIN items ON items.version = vectors.version "
+            "JOIN embeddings ON embeddings.model = ? AND embeddings.text_hash = vectors.text_hash "
+            "WHERE vectors.index_name = ? AND vectors.id > ?",
+            model, index, after,
+        )  # fmt: skip
+
+    def superseded(self, after: int) -> Iterator[str]:
+        rows = self._rows("SELECT supersedes FROM facts WHERE seq > ? AND supersedes IS NOT NULL", after)
+        return (version for (version,) in rows)
+
+    def records(self, versions: Sequence[str], now: float) -> list[Record]:
+        rows = self._item_rows(
+            f"SELECT {_ITEM} FROM {self._items} WHERE {_LIVE} "
+            "AND items.version IN (SELECT value FROM json_each(:versions))",
+            versions=json.dumps(list(versions)), now=now,
+        )  # fmt: skip
+        return list(map(_record, rows))
 
     def vectors_of(self, versions: Sequence[str]) -> int:
         row = self._one(

@@ -273,6 +273,9 @@ def _forget(conn: sqlite3.Connection, op: Forget) -> None:
         parameters,
     ).fetchall()
     conn.execute(f"DELETE FROM vectors WHERE version IN {versions}", parameters)
+    conn.execute(
+        "INSERT INTO meta VALUES ('erasures', '1') ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+    )
     conn.executemany(
         "DELETE FROM embeddings WHERE model = ?1 AND text_hash = ?2 AND NOT EXISTS ("
         "SELECT 1 FROM vectors JOIN indexes ON name = index_name WHERE text_hash = ?2 AND model = ?1)",

@@ -178,6 +178,10 @@ class FaultyStorage(Storage):
             yield reader
         self._point()
 
+    def scrub(self) -> None:
+        self._point()
+        self.inner.scrub()
+
     def close(self) -> None:
         self.inner.close()
 

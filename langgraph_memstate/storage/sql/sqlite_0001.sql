@@ -135,13 +135,14 @@ CREATE TABLE embeddings (
 
 -- Kept for every version, so that an undo never embeds again.
 CREATE TABLE vectors (
+    id         INTEGER PRIMARY KEY,   -- grows, but for erasures, which meta counts
     version    TEXT NOT NULL,
     index_name TEXT NOT NULL,
     ord        INTEGER NOT NULL,
     vector_id  TEXT NOT NULL,
     text_hash  BLOB NOT NULL,
-    PRIMARY KEY (version, index_name, ord)
-) STRICT, WITHOUT ROWID;
+    UNIQUE (version, index_name, ord)
+) STRICT;
 CREATE INDEX vectors_by_id ON vectors (vector_id, index_name);
 
 CREATE TABLE outbox (
