@@ -62,6 +62,11 @@ def check_namespace(namespace: object) -> Namespace:
     return tuple(labels)
 
 
+def prefix_of(namespace: str | Namespace, session_id: str | None = None) -> Namespace:
+    """The namespace prefix a caller means: nothing is every namespace, a string a fact type."""
+    return in_session(() if namespace == () else check_namespace(namespace), session_id)
+
+
 def check_key(key: object) -> str:
     """Return `key` if it can address an item.
 

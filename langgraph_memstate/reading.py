@@ -19,7 +19,7 @@ from langgraph_memstate.storage.base import AsOf, Claim, ScoredRow, Snapshots
 from langgraph_memstate.storage.checks import makes_claim
 
 if TYPE_CHECKING:
-    from langgraph_memstate.memory import StepScope
+    from langgraph_memstate.opened import StepScope
 
 Address = tuple[Namespace, str]
 
