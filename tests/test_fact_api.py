@@ -214,7 +214,7 @@ def test_an_update_is_validated(memory: MemoryStore) -> None:
     assert memory.update("note", "1", {"age": None}).payload == {"name": "Ann", "age": 0, "tags": []}
 
 
-@pytest.mark.parametrize("patch", [None, [], "x", 5, {"a": {1: 2}}, {"a": object()}, {1: "a"}], ids=repr)
+@pytest.mark.parametrize("patch", [None, [], "x", 5, {"a": {1: 2}}, {"a": {1, 2}}, {1: "a"}], ids=repr)
 def test_a_patch_is_a_json_object(memory: MemoryStore, patch: Any) -> None:
     memory.commit(Fact("note", {}, id="1"))
     with pytest.raises(SerializationError):
