@@ -3,7 +3,9 @@
 from langgraph_memstate.errors import MemStateError
 from langgraph_memstate.facts import Fact, LogEntry
 from langgraph_memstate.graph.checkpointer import MemStateCheckpointer
+from langgraph_memstate.graph.reducer import TypedReducer
 from langgraph_memstate.graph.store import MemStateStore
+from langgraph_memstate.graph.typed_node import enforce, typed_node
 from langgraph_memstate.memory import MemoryStore
 from langgraph_memstate.storage.memory import InMemoryStorage
 from langgraph_memstate.storage.sqlite import SQLiteStorage
@@ -17,4 +19,7 @@ __all__ = [
     "MemStateStore",
     "MemoryStore",
     "SQLiteStorage",
+    "TypedReducer",
+    "enforce",
+    "typed_node",
 ]

@@ -317,6 +317,11 @@ class MemoryStore:
         self._check_open()
         self._outbox.commit(drafts, before, after)
 
+    def submit(self, commit: Commit) -> Future[None]:
+        """Queue operations without drafts. They land after all that was queued before; for the graph's checkpointer."""
+        self._check_open()
+        return self._writer.submit(commit)
+
     # -- reading ------------------------------------------------------------------------------------
 
     def view(self) -> View:

@@ -7,6 +7,7 @@ import random
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, cast
@@ -31,6 +32,7 @@ from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.graph.opening import Opening, ready
+from langgraph_memstate.graph.refusals import Ledger, Scope, Write, current, enter
 from langgraph_memstate.graph.staging import Landing, Part, Staging
 from langgraph_memstate.memory import MemoryStore
 from langgraph_memstate.storage.base import (
@@ -71,6 +73,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         self.memory = memory
         self._staging = cast(Staging, memory.join_steps(Staging))
         self._manifests = _Manifests()
+        self._removals: set[Future[None]] = set()
 
     @classmethod
     def from_conn_string(cls, url: str, *, serde: SerializerProtocol | None = None, **options: Any) -> Opening[Any]:
@@ -94,7 +97,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             CorruptRowError: the row is not what a checkpointer wrote.
         """
         pregel.enter_graph()
+        found, ledger = self._read_tuple(config)
+        _enter(config, ledger)
+        return found
+
+    def _read_tuple(self, config: RunnableConfig) -> tuple[CheckpointTuple | None, Ledger]:
         configurable = config["configurable"]
+        self._await_removals()
         with self.memory.storage.snapshot() as reader:
             stored = reader.checkpoint(
                 str(configurable["thread_id"]), configurable.get("checkpoint_ns", ""), get_checkpoint_id(config)
@@ -103,7 +112,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             latest = None if stored is None or not staged else reader.checkpoint(*stored.step[:2], None)
         if stored is None:
             self._staging.begin(config, None, ())
-            return None
+            return None, self._staging.ledger(config) or Ledger()
         if latest is None:
             self._staging.begin(config, stored.step, ())
         else:
@@ -114,7 +123,24 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 waits=pregel.waits((write.task_id, write.channel) for write in stored.writes),
             )
             self._staging.begin(config, stored.step, staged, self._head(stored), runs_again=again)
-        return self._load(stored)
+        ledger = self._staging.ledger(config) or Ledger()
+        return self._load(stored, ledger), ledger
+
+    def _ledger(self, config: RunnableConfig) -> Ledger:
+        """The ledger of the run that saves; outside a run, of the call that loaded what is changed now."""
+        found = self._staging.ledger(config)
+        scope = current()
+        return found or (Ledger() if scope is None else scope.ledger)
+
+    def _remove(self, commit: Commit) -> Future[None]:
+        removal = self.memory.submit(commit)
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
+        return removal
+
+    def _await_removals(self) -> None:
+        """What a channel refused on an event loop is gone before anything is read again."""
+        wait(tuple(self._removals))
 
     def list(
         self,
@@ -129,6 +155,18 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         `filter` compares metadata by type, with the operators of the store's filters.
         """
         pregel.enter_graph()  # a subgraph that is replayed looks for its checkpoint here
+        for found, ledger in self._read_list(config, filter, before, limit):
+            _enter(found.config, ledger)
+            yield found
+
+    def _read_list(
+        self,
+        config: RunnableConfig | None,
+        filter: dict[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> Iterator[tuple[CheckpointTuple, Ledger]]:
+        self._await_removals()
         matches = compile_filter(filter)
         configurable = config["configurable"] if config else {}
         thread_id = configurable.get("thread_id")
@@ -145,7 +183,8 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 )
             for stored in page:
                 if matches is None or matches(_metadata(stored)):
-                    yield self._load(stored)
+                    ledger = (self._staging.ledger(config) if config else None) or Ledger()
+                    yield self._load(stored, ledger), ledger
                     left = None if left is None else left - 1
                     if left == 0:
                         return
@@ -183,22 +222,32 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 histories[channel]["seed"] = self.serde.loads_typed(seeds[channel])
         return histories
 
-    def _load(self, stored: StoredCheckpoint) -> CheckpointTuple:
+    def _load(self, stored: StoredCheckpoint, ledger: Ledger) -> CheckpointTuple:
         step = stored.step
         head = self._head(stored)
         values = {channel: self.serde.loads_typed(value) for channel, value in stored.values.items()}
         checkpoint = cast(Checkpoint, {**head, "channel_values": values})
         self._manifests.remember(step, _manifest(checkpoint, stored.manifest))
         parent = None if stored.parent_id is None else step._replace(checkpoint_id=stored.parent_id)
+        writes = [(write, self.serde.loads_typed(write.value)) for write in stored.writes]
+        self._note_loaded(ledger, step, writes)
         return CheckpointTuple(
             config=_config(step),
             checkpoint=checkpoint,
             metadata=cast(CheckpointMetadata, _metadata(stored)),
             parent_config=None if parent is None else _config(parent),
-            pending_writes=[
-                (write.task_id, write.channel, self.serde.loads_typed(write.value)) for write in stored.writes
-            ],
+            pending_writes=[(write.task_id, write.channel, value) for write, value in writes],
         )
+
+    def _note_loaded(self, ledger: Ledger, step: StepKey, writes: Sequence[tuple[StoredWrite, Any]]) -> None:
+        """Which tasks the loaded writes are of; input of several calls is a write each."""
+        tasks: dict[tuple[str, int], list[Write]] = {}
+        for stored, value in writes:
+            if stored.idx >= 0:
+                alone = stored.idx if pregel.is_input(stored.task_id) else -1
+                tasks.setdefault((stored.task_id, alone), []).append(Write(stored.idx, stored.channel, value))
+        for (task_id, _), loaded in tasks.items():
+            ledger.loaded(step, task_id, loaded, self._remove)
 
     def _head(self, stored: StoredCheckpoint) -> dict[str, Any]:
         """A checkpoint without its channel values."""
@@ -220,8 +269,11 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
         Raises:
             VectorSyncError: the index failed; nothing was committed, and a resume does not run the tasks again.
+            SchemaError: it holds new input that a typed channel refuses.
         """
         step = _step(config, checkpoint["id"])
+        if metadata.get("source") == "input":
+            self._check_input(config, step, checkpoint)
         parent = None if (parent_id := get_checkpoint_id(config)) is None else _step(config, parent_id)
         put = self._encode(config, step, parent, checkpoint, metadata, new_versions)
         landing = Landing()
@@ -245,6 +297,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             self._staging.landed(config, step, parent_id, frozenset(draft.version for draft in drafts))
         self._manifests.remember(step, _manifest(checkpoint, put.manifest))
         return _config(step)
+
+    def _check_input(self, config: RunnableConfig, step: StepKey, checkpoint: Checkpoint) -> None:
+        """Input is kept as it came, for the first step to hand out: what a channel would refuse then is refused now."""
+        channels = self._ledger(config).channels(step[:2])
+        for name, value in pregel.graph_input(checkpoint["channel_values"], list(channels)):
+            channels[name].copy().update([value])
 
     def _prepare(
         self,
@@ -347,22 +405,37 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         step = _step(config, str(config["configurable"]["checkpoint_id"]))
         if task_path:  # a task of this step ran, so the run goes on with it
             self._staging.decide(config, step, resumed=True)
+        if not self._save_writes(config, step, writes, task_id, task_path):
+            left = pregel.without_output(task_id, writes)
+            if left:
+                self._save_writes(config, step, left, task_id, task_path)
+
+    def _save_writes(
+        self, config: RunnableConfig, step: StepKey, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> bool:
+        """Whether the writes were saved: not those of which a channel has refused one meanwhile."""
         drafts = self._staging.finished(config, step, task_id, writes)
-        rows = tuple(
-            WriteRow(WRITES_IDX_MAP.get(channel, position), channel, Blob(*self.serde.dumps_typed(value)))
+        numbered = [
+            Write(WRITES_IDX_MAP.get(channel, position), channel, value)
             for position, (channel, value) in enumerate(pregel.without_tokens(writes))
-        )
+        ]
+        rows = tuple(WriteRow(idx, channel, Blob(*self.serde.dumps_typed(value))) for idx, channel, value in numbered)
         ops: list[Op] = [PutWrites(step, task_id, task_path, rows)]
         if pregel.unfinished(writes):
             ops.append(Unstage(step, task_id))
         elif drafts:
             ops.append(Stage(step, task_id, task_path, drafts))
-        self.memory.land((), tuple(ops))
+        removable = [write for write in numbered if write.idx >= 0 or pregel.is_input(task_id)]
+        return self._ledger(config).save(step, task_id, removable, lambda: self.memory.submit(tuple(ops)), self._remove)
 
     def get_next_version(self, current: str | int | float | None, channel: None) -> str:
         """Versions sort by time; a random part keeps branches of a fork apart."""
         number = 0 if current is None else pregel.version_number(current)
         return f"{number + 1:032}.{random.random():016}"
+
+    def take_back(self) -> None:
+        """Forget what the running task has written to memory: it goes on without its output."""
+        self._staging.take_back()
 
     # -- upkeep -------------------------------------------------------------------------------------
 
@@ -434,7 +507,9 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         pregel.enter_graph()  # in the caller's own context, which the thread only copies
-        return await self.memory.run(self.get_tuple, config)
+        found, ledger = await self.memory.run(self._read_tuple, config)
+        _enter(config, ledger)
+        return found
 
     async def alist(
         self,
@@ -445,9 +520,11 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         pregel.enter_graph()
-        found = self.list(config, filter=filter, before=before, limit=limit)
-        while (one := await self.memory.run(next, found, None)) is not None:
-            yield one
+        listed = self._read_list(config, filter, before, limit)
+        while (one := await self.memory.run(next, listed, None)) is not None:
+            found, ledger = one
+            _enter(found.config, ledger)
+            yield found
 
     async def aput(
         self,
@@ -506,6 +583,11 @@ class _Manifests:
         with self._lock:
             for step in [step for step in self._known if thread_id in (None, step.thread_id)]:
                 del self._known[step]
+
+
+def _enter(config: RunnableConfig, ledger: Ledger) -> None:
+    """Tell the channels that LangGraph is about to make where their values come from."""
+    enter(Scope(ledger, _step(config, "")[:2]))
 
 
 def _step(config: RunnableConfig, checkpoint_id: str) -> StepKey:

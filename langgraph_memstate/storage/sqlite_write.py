@@ -17,6 +17,7 @@ from langgraph_memstate.storage.base import (
     DeleteRuns,
     DeleteThread,
     Drain,
+    DropWrites,
     Op,
     OutboxDone,
     OutboxFailed,
@@ -82,6 +83,13 @@ def _put_writes(conn: sqlite3.Connection, op: PutWrites) -> None:
                 if (row.idx < 0) is special
             ],
         )
+
+
+def _drop_writes(conn: sqlite3.Connection, op: DropWrites) -> None:
+    conn.executemany(
+        f"DELETE FROM writes WHERE {THIS_STEP} AND task_id = ? AND idx = ?",
+        [(*op.step, op.task_id, idx) for idx in op.idxs],
+    )
 
 
 def _delete_thread(conn: sqlite3.Connection, op: DeleteThread) -> None:
@@ -350,6 +358,7 @@ def _list(text: str) -> list[str]:
 _RUN: dict[type, Run] = {
     PutCheckpoint: _put_checkpoint,
     PutWrites: _put_writes,
+    DropWrites: _drop_writes,
     Stage: _stage,
     Unstage: _unstage,
     Drain: _drain,

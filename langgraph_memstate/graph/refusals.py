@@ -1,0 +1,142 @@
+"""Saved writes that a channel refuses.
+
+LangGraph saves a task's writes before any channel sees them, and applies what is saved again whenever the thread is
+read or resumed. So a write that its channel refuses must not stay: its task has not finished, and runs again. A channel
+sees values only; which pending write a value is, the checkpointer's ledger knows, by the identity of the object that it
+saved or loaded. The ledger that belongs to a graph's channels is the one of the checkpointer call that came before them
+in the same context: LangGraph loads a checkpoint and makes the channels from it in one go.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from langgraph_memstate.awaited import on_event_loop
+from langgraph_memstate.storage.base import Commit, DropWrites, StepKey, Unstage
+
+if TYPE_CHECKING:
+    from langgraph_memstate.graph.reducer import TypedReducer
+
+Remove = Callable[[Commit], "Future[None]"]
+
+
+class Write(NamedTuple):
+    """A pending write as it is saved, and the value as LangGraph knows it."""
+
+    idx: int
+    channel: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Saved:
+    """Writes of one task that stand or fall together."""
+
+    step: StepKey
+    task_id: str
+    writes: tuple[Write, ...]
+    remove: Remove
+
+    def holds(self, channels: Iterable[str], value: object) -> bool:
+        return any(write.value is value and write.channel in channels for write in self.writes)
+
+    def drop(self) -> Future[None]:
+        idxs = tuple(write.idx for write in self.writes)
+        return self.remove((DropWrites(self.step, self.task_id, idxs), Unstage(self.step, self.task_id)))
+
+
+class Ledger:
+    """Which saved write each value of a run is, until its step ends, and which values were refused.
+
+    A write may be saved in the background while its channel refuses it. Both go through the ledger's lock and the
+    writer's queue, so that the removal comes after the write, or the write is never saved.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._saved: list[_Saved] = []
+        self._refused: list[tuple[frozenset[str], Any]] = []
+        self._channels: dict[tuple[str, str], dict[str, TypedReducer]] = {}
+
+    def save(
+        self,
+        step: StepKey,
+        task_id: str,
+        writes: Sequence[Write],
+        submit: Callable[[], Future[None]],
+        remove: Remove,
+    ) -> bool:
+        """Save a task's writes and wait; False if one of them is refused already, and nothing was saved.
+
+        What an earlier call saved of them stands by itself: input that comes bit by bit is saved as a whole again.
+        """
+        with self._lock:
+            if any(value is one.value and one.channel in names for names, value in self._refused for one in writes):
+                return False
+            known = {
+                (write.idx, id(write.value))
+                for saved in self._saved
+                if (saved.step, saved.task_id) == (step, task_id)
+                for write in saved.writes
+            }
+            fresh = tuple(write for write in writes if (write.idx, id(write.value)) not in known)
+            self._saved.append(_Saved(step, task_id, fresh, remove))
+            landing = submit()
+        landing.result()
+        return True
+
+    def loaded(self, step: StepKey, task_id: str, writes: Sequence[Write], remove: Remove) -> None:
+        """Note writes that were saved before."""
+        with self._lock:
+            self._saved.append(_Saved(step, task_id, tuple(writes), remove))
+
+    def refuse(self, channels: Iterable[str], value: object) -> None:
+        """A channel refuses a value: the writes it was saved with are removed, whenever that is or was.
+
+        Durably on return, but on an event loop, which must not wait: there the saver's next read waits.
+        """
+        names = frozenset(channels)
+        with self._lock:
+            self._refused.append((names, value))
+            refused = [saved for saved in self._saved if saved.holds(names, value)]
+            self._saved = [saved for saved in self._saved if saved not in refused]
+            removals = [saved.drop() for saved in refused]
+        if not on_event_loop():
+            wait(removals)
+
+    def landed(self, step: StepKey) -> None:
+        """A step has ended, and its writes with it."""
+        with self._lock:
+            self._saved = [saved for saved in self._saved if saved.step != step]
+
+    def add_channel(self, place: tuple[str, str], name: str, channel: TypedReducer) -> None:
+        """Note a typed channel of the graph at a thread and namespace, as its run found it."""
+        with self._lock:
+            self._channels.setdefault(place, {})[name] = channel
+
+    def channels(self, place: tuple[str, str]) -> dict[str, TypedReducer]:
+        with self._lock:
+            return dict(self._channels.get(place, {}))
+
+
+class Scope(NamedTuple):
+    """The checkpointer call that came last in this context: its ledger, thread and namespace."""
+
+    ledger: Ledger
+    place: tuple[str, str]
+
+
+_scope: ContextVar[Scope | None] = ContextVar("memstate_ledger", default=None)
+
+
+def enter(scope: Scope) -> None:
+    _scope.set(scope)
+
+
+def current() -> Scope | None:
+    return _scope.get()
