@@ -215,6 +215,7 @@ MEMORY_CALLS: dict[str, Call] = {
     "delete": lambda memory: memory.delete("note", "n1"),
     "write": lambda memory: memory.write([]),
     "land": lambda memory: memory.land([]),
+    "submit": lambda memory: memory.submit(()),
     "transaction": lambda memory: memory.transaction(),
     "view": lambda memory: memory.view(),
     "get": lambda memory: memory.get("note", "n1"),
@@ -262,7 +263,9 @@ FREE = {
         "open", "close", "aclose", "closed", "checkpointer", "store", "join_steps", "draft_put", "draft_delete",
     },
     MemStateStore: {"from_conn_string", "setup", "stop_ttl_sweeper", "supports_ttl", "ttl_config"},
-    MemStateCheckpointer: {"from_conn_string", "setup", "get_next_version", "with_allowlist", "config_specs", "serde"},
+    MemStateCheckpointer: {
+        "from_conn_string", "setup", "get_next_version", "with_allowlist", "config_specs", "serde", "take_back",
+    },
 }  # fmt: skip
 
 

@@ -128,9 +128,9 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     def _ledger(self, config: RunnableConfig) -> Ledger:
         """The ledger of the run that saves; outside a run, of the call that loaded what is changed now."""
-        found = self._staging.ledger(config)
         scope = current()
-        return found or (Ledger() if scope is None else scope.ledger)
+        loaded = scope.ledger if scope is not None and scope.place == _step(config, "")[:2] else None
+        return self._staging.ledger(config) or loaded or Ledger()
 
     def _remove(self, commit: Commit) -> Future[None]:
         removal = self.memory.submit(commit)
@@ -269,9 +269,11 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
         Raises:
             VectorSyncError: the index failed; nothing was committed, and a resume does not run the tasks again.
-            SchemaError: it holds new input that a typed channel refuses.
+            SchemaError: it holds new input that a typed channel refuses, or half a step.
         """
         step = _step(config, checkpoint["id"])
+        if pregel.saves_at_exit(config) and (half := self._ledger(config).half(step[:2])):
+            raise half
         if metadata.get("source") == "input":
             self._check_input(config, step, checkpoint)
         parent = None if (parent_id := get_checkpoint_id(config)) is None else _step(config, parent_id)
@@ -405,10 +407,16 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         step = _step(config, str(config["configurable"]["checkpoint_id"]))
         if task_path:  # a task of this step ran, so the run goes on with it
             self._staging.decide(config, step, resumed=True)
+        if pregel.saves_at_exit(config) and self._ledger(config).half(step[:2]) and not self._exists(step):
+            return  # of a step that starts from a checkpoint that was never saved
         if not self._save_writes(config, step, writes, task_id, task_path):
             left = pregel.without_output(task_id, writes)
             if left:
                 self._save_writes(config, step, left, task_id, task_path)
+
+    def _exists(self, step: StepKey) -> bool:
+        with self.memory.storage.snapshot() as reader:
+            return reader.checkpoint(*step) is not None
 
     def _save_writes(
         self, config: RunnableConfig, step: StepKey, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str

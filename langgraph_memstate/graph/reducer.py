@@ -3,8 +3,8 @@
 A reducer function is not called for the first write of a channel, so this is a channel of its own, which LangGraph
 takes from an annotation just as well. Whatever is written, by whichever way, `update` sees it before a checkpoint does.
 
-A channel that has refused a value keeps the value it had, and cannot be checkpointed any more: other channels may have
-taken their part of the step, and ``durability="exit"`` would save them as they stand.
+A channel that refuses a value keeps the value it had, and tells the checkpointer, which forgets the write, and does not
+save the step: other channels may have taken their part of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, get_args, get_origin
 
+from langchain_core.messages import BaseMessage
 from langgraph.channels.base import BaseChannel
 from langgraph.errors import EmptyChannelError
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -81,9 +82,9 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
             (tool,) if tool else (model.__name__, model.model_config.get("title") or model.__name__)
         )
         self.value: Any = MISSING
-        self.refusal: SchemaError | None = None
         self._adapter: TypeAdapter[Any] = TypeAdapter(schema)
         self._scope: Scope | None = None
+        self._is_live = False
 
     # -- what LangGraph asks of a channel -----------------------------------------------------------
 
@@ -120,7 +121,7 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
     def copy(self) -> Self:
         twin = object.__new__(type(self))
         twin.typ = self.typ
-        twin.__dict__.update(self.__dict__, _names=list(self._names), refusal=None)
+        twin.__dict__.update(self.__dict__, _names=list(self._names), _is_live=False)
         return twin
 
     def holding(self, value: Any, name: str) -> Self:
@@ -133,6 +134,7 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
         channel = self.copy()
         channel.value = checkpoint if checkpoint is MISSING else self._stored(checkpoint)
         channel._scope = scope = current()
+        channel._is_live = True
         if scope is not None:
             for name in self._names:
                 scope.ledger.add_channel(scope.place, name, channel.copy())
@@ -151,8 +153,6 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
             return value
 
     def checkpoint(self) -> Any:
-        if self.refusal is not None:
-            raise self.refusal
         return self.value
 
     def is_available(self) -> bool:
@@ -300,10 +300,10 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
             raise _Unusable(f"validating it failed: {error!r}") from error
 
     def _refuse(self, output: Any, unusable: _Unusable) -> SchemaError:
-        content = getattr(output, "content", output)
-        calls = getattr(output, "tool_calls", None)
-        text = shown(calls if calls else content)
-        self.refusal = SchemaError(
+        text = shown(output)
+        if isinstance(output, BaseMessage):
+            text = shown(getattr(output, "tool_calls", None) or output.content)
+        error = SchemaError(
             f"{self.key}: the output is no valid {self._schema_name}: {unusable}. Output was: {text}",
             where=self.key,
             output=text,
@@ -311,7 +311,9 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
         )
         if self._scope is not None:
             self._scope.ledger.refuse(self._names, output)
-        return self.refusal
+            if self._is_live:
+                self._scope.ledger.leave_half(self._scope.place, error)
+        return error
 
     @property
     def _schema_name(self) -> str:

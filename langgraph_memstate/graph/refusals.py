@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langgraph_memstate.awaited import on_event_loop
+from langgraph_memstate.errors import SchemaError
 from langgraph_memstate.storage.base import Commit, DropWrites, StepKey, Unstage
 
 if TYPE_CHECKING:
@@ -41,13 +42,16 @@ class _Saved:
     task_id: str
     writes: tuple[Write, ...]
     remove: Remove
+    is_whole: bool = True
+    """nothing of the task was saved before"""
+    is_loaded: bool = False
 
     def holds(self, channels: Iterable[str], value: object) -> bool:
         return any(write.value is value and write.channel in channels for write in self.writes)
 
     def drop(self) -> Future[None]:
-        idxs = tuple(write.idx for write in self.writes)
-        return self.remove((DropWrites(self.step, self.task_id, idxs), Unstage(self.step, self.task_id)))
+        drop = DropWrites(self.step, self.task_id, tuple(write.idx for write in self.writes))
+        return self.remove((drop, Unstage(self.step, self.task_id)) if self.is_whole else (drop,))
 
 
 class Ledger:
@@ -55,13 +59,18 @@ class Ledger:
 
     A write may be saved in the background while its channel refuses it. Both go through the ledger's lock and the
     writer's queue, so that the removal comes after the write, or the write is never saved.
+
+    Args:
+        is_run: it is of a run of a graph, not of a call that reads or updates a thread's state.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_run: bool = False) -> None:
+        self._is_run = is_run
         self._lock = threading.Lock()
         self._saved: list[_Saved] = []
         self._refused: list[tuple[frozenset[str], Any]] = []
         self._channels: dict[tuple[str, str], dict[str, TypedReducer]] = {}
+        self._half: dict[tuple[str, str], SchemaError] = {}
 
     def save(
         self,
@@ -73,19 +82,19 @@ class Ledger:
     ) -> bool:
         """Save a task's writes and wait; False if one of them is refused already, and nothing was saved.
 
-        What an earlier call saved of them stands by itself: input that comes bit by bit is saved as a whole again.
+        What is saved under an index stays, and stands by itself: input that comes bit by bit is saved whole each time.
         """
         with self._lock:
             if any(value is one.value and one.channel in names for names, value in self._refused for one in writes):
                 return False
             known = {
-                (write.idx, id(write.value))
+                write.idx
                 for saved in self._saved
                 if (saved.step, saved.task_id) == (step, task_id)
                 for write in saved.writes
             }
-            fresh = tuple(write for write in writes if (write.idx, id(write.value)) not in known)
-            self._saved.append(_Saved(step, task_id, fresh, remove))
+            fresh = tuple(write for write in writes if write.idx < 0 or write.idx not in known)
+            self._saved.append(_Saved(step, task_id, fresh, remove, is_whole=not known))
             landing = submit()
         landing.result()
         return True
@@ -93,7 +102,7 @@ class Ledger:
     def loaded(self, step: StepKey, task_id: str, writes: Sequence[Write], remove: Remove) -> None:
         """Note writes that were saved before."""
         with self._lock:
-            self._saved.append(_Saved(step, task_id, tuple(writes), remove))
+            self._saved.append(_Saved(step, task_id, tuple(writes), remove, is_loaded=True))
 
     def refuse(self, channels: Iterable[str], value: object) -> None:
         """A channel refuses a value: the writes it was saved with are removed, whenever that is or was.
@@ -104,6 +113,8 @@ class Ledger:
         with self._lock:
             self._refused.append((names, value))
             refused = [saved for saved in self._saved if saved.holds(names, value)]
+            if refused and not self._is_run:  # `update_state` stands or falls as one
+                refused += [saved for saved in self._saved if not saved.is_loaded and saved not in refused]
             self._saved = [saved for saved in self._saved if saved not in refused]
             removals = [saved.drop() for saved in refused]
         if not on_event_loop():
@@ -118,6 +129,17 @@ class Ledger:
         """Note a typed channel of the graph at a thread and namespace, as its run found it."""
         with self._lock:
             self._channels.setdefault(place, {})[name] = channel
+            self._half.pop(place, None)
+
+    def leave_half(self, place: tuple[str, str], error: SchemaError) -> None:
+        """The graph at a thread and namespace stops in the middle of applying a step."""
+        with self._lock:
+            self._half[place] = error
+
+    def half(self, place: tuple[str, str]) -> SchemaError | None:
+        """Why the graph's channels hold half a step, if they do, until it is loaded anew."""
+        with self._lock:
+            return self._half.get(place)
 
     def channels(self, place: tuple[str, str]) -> dict[str, TypedReducer]:
         with self._lock:

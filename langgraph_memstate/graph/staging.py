@@ -109,7 +109,7 @@ class _Run:
     landed: set[str] = field(default_factory=set)
     loaded: dict[tuple[str, str], _Loaded] = field(default_factory=dict)
     """by thread and namespace"""
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: Ledger = field(default_factory=lambda: Ledger(is_run=True))
     at_exit: bool = False
     anchor: weakref.ref[Any] | None = None
 
