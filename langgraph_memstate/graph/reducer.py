@@ -176,7 +176,7 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
         written: list[Any] = []
         for output in overwrites or values:
             try:
-                if written and (overwrites or self.merge == "replace") and self.item_key is None:
+                if written and (overwrites or (self.merge == "replace" and self.item_key is None)):
                     merged = self._agreed(merged, output)
                 else:
                     merged = self._merged(merged, output)

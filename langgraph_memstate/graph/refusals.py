@@ -42,16 +42,17 @@ class _Saved:
     task_id: str
     writes: tuple[Write, ...]
     remove: Remove
-    is_whole: bool = True
-    """nothing of the task was saved before"""
+    kept: frozenset[int] = frozenset()
+    """indexes under which the task had saved something before, which stays"""
     is_loaded: bool = False
 
     def holds(self, channels: Iterable[str], value: object) -> bool:
         return any(write.value is value and write.channel in channels for write in self.writes)
 
     def drop(self) -> Future[None]:
-        drop = DropWrites(self.step, self.task_id, tuple(write.idx for write in self.writes))
-        return self.remove((drop, Unstage(self.step, self.task_id)) if self.is_whole else (drop,))
+        idxs = tuple(write.idx for write in self.writes if write.idx not in self.kept)
+        drop = DropWrites(self.step, self.task_id, idxs)
+        return self.remove((drop,) if self.kept else (drop, Unstage(self.step, self.task_id)))
 
 
 class Ledger:
@@ -70,7 +71,6 @@ class Ledger:
         self._saved: list[_Saved] = []
         self._refused: list[tuple[frozenset[str], Any]] = []
         self._channels: dict[tuple[str, str], dict[str, TypedReducer]] = {}
-        self._half: dict[tuple[str, str], SchemaError] = {}
 
     def save(
         self,
@@ -87,14 +87,14 @@ class Ledger:
         with self._lock:
             if any(value is one.value and one.channel in names for names, value in self._refused for one in writes):
                 return False
-            known = {
+            kept = frozenset(
                 write.idx
                 for saved in self._saved
                 if (saved.step, saved.task_id) == (step, task_id)
                 for write in saved.writes
-            }
-            fresh = tuple(write for write in writes if write.idx < 0 or write.idx not in known)
-            self._saved.append(_Saved(step, task_id, fresh, remove, is_whole=not known))
+                if write.idx >= 0
+            )
+            self._saved.append(_Saved(step, task_id, tuple(writes), remove, kept))
             landing = submit()
         landing.result()
         return True
@@ -129,17 +129,21 @@ class Ledger:
         """Note a typed channel of the graph at a thread and namespace, as its run found it."""
         with self._lock:
             self._channels.setdefault(place, {})[name] = channel
-            self._half.pop(place, None)
+            if self.half(place):
+                _half.set(None)
 
     def leave_half(self, place: tuple[str, str], error: SchemaError) -> None:
-        """The graph at a thread and namespace stops in the middle of applying a step."""
-        with self._lock:
-            self._half[place] = error
+        """The graph at a thread and namespace stops in the middle of applying a step.
+
+        Noted in the context, which LangGraph copies as it hands a checkpoint to the background: one that was made
+        before is whole.
+        """
+        _half.set((self, place, error))
 
     def half(self, place: tuple[str, str]) -> SchemaError | None:
-        """Why the graph's channels hold half a step, if they do, until it is loaded anew."""
-        with self._lock:
-            return self._half.get(place)
+        """Why the graph's channels held half a step when this call was made, if they did."""
+        noted = _half.get()
+        return noted[2] if noted is not None and noted[0] is self and noted[1] == place else None
 
     def channels(self, place: tuple[str, str]) -> dict[str, TypedReducer]:
         with self._lock:
@@ -153,6 +157,7 @@ class Scope(NamedTuple):
     place: tuple[str, str]
 
 
+_half: ContextVar[tuple[Ledger, tuple[str, str], SchemaError] | None] = ContextVar("memstate_half", default=None)
 _scope: ContextVar[Scope | None] = ContextVar("memstate_ledger", default=None)
 
 
