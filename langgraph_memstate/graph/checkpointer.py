@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import threading
 from collections import OrderedDict
@@ -26,12 +27,13 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from langgraph_memstate.errors import CommitRaced, CorruptRowError, SerializationError
+from langgraph_memstate.errors import CommitRaced, CorruptRowError, DeserializationError, SerializationError
 from langgraph_memstate.facts import Draft
 from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.graph.opening import Opening, ready
+from langgraph_memstate.graph.reducer import typed_names
 from langgraph_memstate.graph.refusals import Ledger, Scope, Write, current, enter
 from langgraph_memstate.graph.staging import Landing, Part, Staging
 from langgraph_memstate.memory import MemoryStore
@@ -54,6 +56,8 @@ from langgraph_memstate.storage.base import (
     Unstage,
     WriteRow,
 )
+
+logger = logging.getLogger("langgraph_memstate")
 
 _PAGE = 50  # checkpoints that `list` reads at a time: no snapshot is open while it yields
 _RACES = 8  # how often a commit is prepared anew when the database moved under it
@@ -225,11 +229,11 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     def _load(self, stored: StoredCheckpoint, ledger: Ledger) -> CheckpointTuple:
         step = stored.step
         head = self._head(stored)
-        values = {channel: self.serde.loads_typed(value) for channel, value in stored.values.items()}
+        values = {channel: self._value(channel, value) for channel, value in stored.values.items()}
         checkpoint = cast(Checkpoint, {**head, "channel_values": values})
         self._manifests.remember(step, _manifest(checkpoint, stored.manifest))
         parent = None if stored.parent_id is None else step._replace(checkpoint_id=stored.parent_id)
-        writes = [(write, self.serde.loads_typed(write.value)) for write in stored.writes]
+        writes = [(write, self._value(write.channel, write.value)) for write in stored.writes]
         self._note_loaded(ledger, step, writes)
         return CheckpointTuple(
             config=_config(step),
@@ -238,6 +242,17 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             parent_config=None if parent is None else _config(parent),
             pending_writes=[(write.task_id, write.channel, value) for write, value in writes],
         )
+
+    def _value(self, channel: str, stored: Blob) -> Any:
+        """A value of a channel. A typed channel deals with one that its class does not accept any more itself."""
+        try:
+            return self.serde.loads_typed(stored)
+        except DeserializationError as error:
+            if channel not in typed_names or not isinstance(self.serde, MemStateSerializer):
+                raise
+            value = self.serde.loads_as_stored(stored)
+            logger.warning("%s: the stored value is handed out as it is: %s", channel, error)
+            return value
 
     def _note_loaded(self, ledger: Ledger, step: StepKey, writes: Sequence[tuple[StoredWrite, Any]]) -> None:
         """Which tasks the loaded writes are of; input of several calls is a write each."""

@@ -29,6 +29,9 @@ from langgraph_memstate.schemas import faults, fields_at_fault, shown
 
 logger = logging.getLogger("langgraph_memstate")
 
+typed_names: set[str] = set()
+"""The names of all typed channels in this process."""
+
 Merge = Literal["replace", "update"] | Callable[[Any, Any], Any]
 
 
@@ -46,6 +49,9 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
     Writes may be what models return: an instance, a dict, a text with JSON in it, an `AIMessage` with tool calls or
     content blocks, or the ``{"raw", "parsed", "parsing_error"}`` of a structured-output call. `Overwrite` replaces the
     value however writes are merged. Readers get a copy of the value, so changing it in place changes nothing.
+
+    A stored value that its class does not accept any more is handed out as it is stored, with a warning in the log: the
+    thread goes on, and the next write has to be valid.
 
     Args:
         schema: a Pydantic model class, or ``list[Model]``.
@@ -100,6 +106,7 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
         names = self.__dict__.setdefault("_names", [])
         if name and name not in names:
             names.append(name)
+            typed_names.add(name)
 
     @property
     def ValueType(self) -> Any:
@@ -141,8 +148,7 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
         return channel
 
     def _stored(self, value: Any) -> Any:
-        """A stored value. One that is no value of the schema (any more) is handed out as it is stored: the thread goes
-        on, and the next write has to make it valid."""
+        """A stored value, which an untyped channel may have written."""
         models = value if self.is_list and isinstance(value, list) else [value]
         if all(isinstance(one, self.model) for one in models) and isinstance(value, list) is self.is_list:
             return value

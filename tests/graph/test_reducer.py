@@ -7,6 +7,8 @@ import operator
 import subprocess
 import sys
 import textwrap
+import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -15,7 +17,7 @@ import pytest
 from langgraph.graph import END, START, StateGraph
 from langgraph.store.base import BaseStore
 from langgraph.types import Command, Overwrite, Send, interrupt
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, create_model, model_validator
 
 from langgraph_memstate import MemoryStore, TypedReducer
 from langgraph_memstate.errors import SchemaError
@@ -400,8 +402,6 @@ def test_a_write_that_is_saved_while_it_is_refused(
     slow: str, database: Path, sync: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The refusal comes before the write is queued, or while it waits to land: either way it does not stay."""
-    import threading
-
     agent = Agent()
     with MemoryStore.open(database) as memory:
         refused = threading.Event()
@@ -844,3 +844,67 @@ def test_a_thread_from_before_the_channel_was_typed(
         assert face.state.values["profile"] == (Profile(name="Ann") if valid else stored)
         face.refuses({"profile": {"name": 6}})
         assert face.invoke({"profile": {"name": "Bob"}})["profile"] == Profile(name="Bob")
+
+
+def define(**fields: Any) -> type[BaseModel]:
+    """A class of the same name in another release of the application."""
+    module = sys.modules.setdefault("released", types.ModuleType("released"))
+    made: Any = create_model("Person", __module__="released", **fields)
+    module.Person = made  # type: ignore[attr-defined]
+    return made
+
+
+@pytest.mark.parametrize("merging", ["replace", "update"])
+def test_a_class_that_has_changed_since(
+    database: Path, merging: Any, sync: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def graph(memory: MemoryStore, model: Any, output: Any) -> Any:
+        schema: Any = TypedDict("schema", {"person": Annotated[model, TypedReducer(model, merge=merging)]}, total=False)
+        workflow = StateGraph(schema)
+        workflow.add_node("write", lambda state: output)
+        workflow.add_edge(START, "write")
+        return workflow.compile(checkpointer=memory.checkpointer)
+
+    with MemoryStore.open(database) as memory:
+        Face(graph(memory, define(name=(str, ...)), {"person": {"name": "Ann"}}), sync).invoke({})
+    grown = define(name=(str, ...), age=(int, 0))
+    with MemoryStore.open(database) as memory:
+        value = Face(graph(memory, grown, {}), sync).state.values["person"]
+        assert (type(value), value.name, value.age) == (grown, "Ann", 0)
+    assert not caplog.records
+    other = define(name=(int, ...), mail=(str, ...))
+    with MemoryStore.open(database) as memory:
+        face = Face(graph(memory, other, {"person": {"mail": "a@b"}}), sync)
+        stored = face.state.values["person"]
+        assert (type(stored), stored.name) == (other, "Ann")
+        assert "person: the stored value is handed out as it is: released.Person cannot be made" in caplog.text
+        face.refuses({}, "name: Field required" if merging == "replace" else "name: Input should be a valid integer")
+        assert face.state.values["person"].name == "Ann"
+        if merging == "update":
+            face.refuses({"person": {"mail": "a@b"}}, "name: Input should be a valid integer")
+            face.update({"person": {"name": 7, "mail": "a@b"}}, "write")
+        else:
+            face.update({"person": Overwrite({"name": 7, "mail": "a@b"})}, "write")
+        assert face.state.values["person"] == other(name=7, mail="a@b")
+
+
+def test_a_pending_write_of_a_class_that_has_changed_since(database: Path, sync: bool) -> None:
+    def graph(memory: MemoryStore, model: Any, output: Any) -> Any:
+        schema: Any = TypedDict("schema", {"person": Annotated[model, TypedReducer(model)]}, total=False)
+        workflow = StateGraph(schema)
+        workflow.add_node("ask", lambda state: {"other": interrupt("who?")})
+        workflow.add_node("write", lambda state: output)
+        workflow.add_edge(START, "ask")
+        workflow.add_edge(START, "write")
+        return workflow.compile(checkpointer=memory.checkpointer)
+
+    old = define(name=(str, ...))
+    with MemoryStore.open(database) as memory:
+        Face(graph(memory, old, {"person": old(name="Ann")}), sync).invoke({})
+    new = define(name=(int, ...))
+    with MemoryStore.open(database) as memory:
+        face = Face(graph(memory, new, {"person": new(name=1)}), sync)
+        with pytest.raises(SchemaError, match="name: Input should be a valid integer"):
+            repr(face.state)
+        assert set(face.state.next) == {"ask", "write"}
+        assert face.invoke(Command(resume="x"))["person"] == new(name=1)
