@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any, TypedDict
 import pytest
 from langgraph.graph import END, START, StateGraph
 from langgraph.store.base import BaseStore
-from langgraph.types import Command, Overwrite, Send, interrupt
+from langgraph.types import Command, Overwrite, Send, StateUpdate, interrupt
 from pydantic import BaseModel, create_model, model_validator
 
 from langgraph_memstate import MemoryStore, TypedReducer
@@ -66,6 +67,10 @@ Shared = Annotated[Profile, TypedReducer(Profile)]
 class Two(TypedDict, total=False):
     left: Shared
     right: Shared
+
+
+class Untyped(TypedDict, total=False):
+    profile: Any
 
 
 class Face:
@@ -500,6 +505,79 @@ def test_a_conditional_edge_reads_what_the_channel_refuses(database: Path, sync:
         assert notes(memory) == ["wrote"]
 
 
+def test_another_process_reads_at_once_what_was_refused(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a sync run raises, the refusal has been committed, not only queued."""
+    agent = Agent()
+    with MemoryStore.open(database) as memory, MemoryStore.open(database) as other:
+        apply = memory.storage.apply
+
+        def slow_apply(commits: Any) -> Any:
+            time.sleep(0.1)
+            return apply(commits)
+
+        monkeypatch.setattr(memory.storage, "apply", slow_apply)
+        Face(agent.graph(memory), sync=True, durability="sync").refuses({})
+        assert Face(agent.graph(other), sync=True).state.next == ("writer",)
+
+
+def test_a_graph_that_runs_after_a_refusal_in_the_same_context(memory: MemoryStore) -> None:
+    workflow = StateGraph(Untyped)
+    workflow.add_node("noop", lambda state: {"profile": "anything"})
+    workflow.add_edge(START, "noop")
+    untyped = workflow.compile(checkpointer=memory.checkpointer)
+
+    async def both(sync: bool) -> None:
+        typed = Agent().graph(memory)
+        with pytest.raises(SchemaError):
+            typed.invoke({}, CONFIG, durability="exit") if sync else await typed.ainvoke({}, CONFIG, durability="exit")
+        given: Any = {"profile": "in"}
+        if sync:
+            untyped.invoke(given, CONFIG, durability="exit")
+        else:
+            await untyped.ainvoke(given, CONFIG, durability="exit")
+        assert untyped.get_state(CONFIG).values == {"profile": "anything"}
+        memory.checkpointer.delete_thread("t")
+
+    for sync in (True, False):
+        asyncio.run(both(sync))
+
+
+def test_a_bulk_update_is_refused_as_a_whole(database: Path, sync: bool) -> None:
+    agent = Agent()
+    with MemoryStore.open(database) as memory:
+        graph = agent.graph(memory).builder.compile(
+            checkpointer=memory.checkpointer, store=memory.store, interrupt_before=["writer"]
+        )
+        face = Face(graph, sync)
+        face.invoke({})
+        before, held = face.state, rows(memory)
+        updates = [[StateUpdate({"log": ["s"]}, "sibling"), StateUpdate({"profile": BAD}, "writer")]]
+        with pytest.raises(SchemaError, match="profile"):
+            graph.bulk_update_state(CONFIG, updates) if sync else asyncio.run(graph.abulk_update_state(CONFIG, updates))
+        assert (face.state, rows(memory)) == (before, held)
+
+
+def test_what_an_earlier_step_wrote_stays(memory: MemoryStore, sync: bool) -> None:
+    """The same object, taken by one step and refused by the next."""
+
+    def once(before: Profile | None, written: Profile) -> Profile:
+        if before is not None:
+            raise ValueError("once only")
+        return written
+
+    schema: Any = TypedDict("schema", {"profile": Annotated[Profile, TypedReducer(Profile, merge=once)]})
+    output = {"profile": GOOD}
+    workflow = StateGraph(schema)
+    workflow.add_node("a", lambda state: output)
+    workflow.add_node("b", lambda state: output)
+    workflow.add_edge(START, "a")
+    workflow.add_edge("a", "b")
+    face = Face(workflow.compile(checkpointer=memory.checkpointer), sync)
+    face.refuses({}, "once only")
+    results = [[task.result for task in one.tasks] for one in face.graph.get_state_history(CONFIG)]
+    assert results == [[None], [output], [{}]]
+
+
 # -- merging --------------------------------------------------------------------------------------
 
 
@@ -817,10 +895,6 @@ def test_a_node_that_changes_the_value_in_place(memory: MemoryStore, sync: bool,
 
 
 # -- stored values of another time ----------------------------------------------------------------
-
-
-class Untyped(TypedDict, total=False):
-    profile: Any
 
 
 @pytest.mark.parametrize("stored", [{"name": "Ann"}, {"name": 5}], ids=["valid", "invalid"])
