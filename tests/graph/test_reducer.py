@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from langgraph.channels.delta import DeltaChannel
 from langgraph.graph import END, START, StateGraph
 from langgraph.store.base import BaseStore
-from langgraph.types import Command, Overwrite, Send, StateUpdate, interrupt
+from langgraph.types import Command, Overwrite, RetryPolicy, Send, StateUpdate, interrupt
 from pydantic import BaseModel, create_model, model_validator
 
 from langgraph_memstate import MemoryStore, TypedReducer
@@ -817,6 +818,69 @@ def test_a_subgraph_with_a_typed_channel(database: Path, sync: bool, durability:
         assert final["profile"] == Profile(name="Ann")
         assert notes(memory) == ["before", "write"]
         assert rows(memory)["staged"] == 0
+
+
+@pytest.mark.parametrize("saver", [None, True, False], ids=["inherited", "its own", "none"])
+def test_a_subgraph_that_is_retried(file_memory: MemoryStore, sync: bool, durability: str, saver: bool | None) -> None:
+    """The run goes on after the refusal, with the subgraph's next attempt at the same place."""
+    memory = file_memory
+    if saver is False and durability == "sync":
+        pytest.skip("LangGraph cannot run such a subgraph with durability='sync'")
+    outputs: list[Any] = [{"profile": BAD}, {"profile": BAD}, {"profile": GOOD}]
+
+    def write(state: Any, *, store: BaseStore) -> Any:
+        store.put(("notes",), f"{len(outputs)} left", {})
+        return outputs.pop(0)
+
+    inner = StateGraph(State)
+    inner.add_node("before", lambda state: {"log": ["before"]})
+    inner.add_node("write", write)
+    inner.add_edge(START, "before")
+    inner.add_edge("before", "write")
+    outer = StateGraph(State)
+    retry = RetryPolicy(retry_on=SchemaError, max_attempts=3, initial_interval=0.001, jitter=False)
+    outer.add_node("sub", inner.compile(checkpointer=saver), retry_policy=retry)
+    outer.add_node("last", lambda state, store: store.put(("notes",), "last", {}))
+    outer.add_edge(START, "sub")
+    outer.add_edge("sub", "last")
+    face = Face(outer.compile(checkpointer=memory.checkpointer, store=memory.store), sync, durability)
+    assert face.invoke({})["profile"] == Profile(name="Ann")
+    assert face.state.values["profile"] == Profile(name="Ann")
+    assert (face.state.next, notes(memory)) == ((), ["1 left", "last"])
+    assert rows(memory)["staged"] == 0
+
+
+def appended(items: list[str] | None, writes: list[list[str]]) -> list[str]:
+    return [*(items or []), *(item for written in writes for item in written)]
+
+
+class Deltas(TypedDict, total=False):
+    log: Annotated[list[str], DeltaChannel(appended)]
+    profile: Annotated[Profile, TypedReducer(Profile)]
+
+
+def test_beside_a_delta_channel(file_memory: MemoryStore, sync: bool, durability: str) -> None:
+    """Its writes are kept on the checkpoint before, those of a refused step must not be."""
+    memory = file_memory
+    output: dict[str, Any] = {"profile": GOOD}
+    workflow = StateGraph(Deltas)
+    workflow.add_node("a", lambda state: {"log": ["a"]})
+    workflow.add_node("b", lambda state: {"log": ["b"], **output})
+    workflow.add_edge(START, "a")
+    workflow.add_edge("a", "b")
+    face = Face(workflow.compile(checkpointer=memory.checkpointer, store=memory.store), sync, durability)
+    face.invoke({"log": ["1"]})
+    output["profile"] = BAD
+    face.refuses({"log": ["2"]})
+    whole = ["1", "a", "b"] if durability == "exit" else ["1", "a", "b", "2", "a"]
+    assert face.state.values["log"] == whole
+    face.refuses({"log": ["3"], "profile": BAD})
+    with pytest.raises(SchemaError):
+        face.update({"log": ["4"], "profile": BAD}, "a")
+    assert face.state.values["log"] == whole
+    output["profile"] = GOOD
+    assert face.invoke({"log": ["5"]})["log"] == [*whole, "5", "a", "b"]
+    assert face.state.values["log"] == [*whole, "5", "a", "b"]
 
 
 def test_a_channel_of_one_node_and_an_input_schema(memory: MemoryStore, sync: bool, durability: str) -> None:
