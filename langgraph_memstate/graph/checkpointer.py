@@ -77,7 +77,6 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         self.memory = memory
         self._staging = cast(Staging, memory.join_steps(Staging))
         self._manifests = _Manifests()
-        self._removals: set[Future[None]] = set()
 
     @classmethod
     def from_conn_string(cls, url: str, *, serde: SerializerProtocol | None = None, **options: Any) -> Opening[Any]:
@@ -138,13 +137,18 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     def _remove(self, commit: Commit) -> Future[None]:
         removal = self.memory.submit(commit)
-        self._removals.add(removal)
-        removal.add_done_callback(self._removals.discard)
+        self._staging.removals.add(removal)
+        removal.add_done_callback(self._removed)
         return removal
+
+    def _removed(self, removal: Future[None]) -> None:
+        self._staging.removals.discard(removal)
+        if (error := removal.exception()) is not None:
+            logger.warning("a refused write could not be removed, and will be refused again when it is read: %r", error)
 
     def _await_removals(self) -> None:
         """What a channel refused on an event loop is gone before anything is read again."""
-        wait(tuple(self._removals))
+        wait(tuple(self._staging.removals))
 
     def list(
         self,

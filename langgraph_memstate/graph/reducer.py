@@ -91,6 +91,7 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
         self._adapter: TypeAdapter[Any] = TypeAdapter(schema)
         self._scope: Scope | None = None
         self._is_live = False
+        self._is_loaded = False
 
     # -- what LangGraph asks of a channel -----------------------------------------------------------
 
@@ -142,6 +143,7 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
         channel.value = checkpoint if checkpoint is MISSING else self._stored(checkpoint)
         channel._scope = scope = current()
         channel._is_live = True
+        channel._is_loaded = channel.is_available()
         if scope is not None:
             for name in self._names:
                 scope.ledger.add_channel(scope.place, name, channel.copy())
@@ -189,7 +191,7 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
             except _Unusable as unusable:
                 raise self._refuse(output, unusable) from (unusable.__cause__ or None)
             written.append(output)
-        self.value = merged
+        self.value, self._is_loaded = merged, False
         return True
 
     # -- merging ------------------------------------------------------------------------------------
@@ -224,8 +226,10 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
             raise _Unusable(f"the merge function failed: {error!r}") from error
         return self._valid(result, is_json=False)
 
-    def _with_items(self, items: list[BaseModel], written: list[BaseModel]) -> list[BaseModel]:
+    def _with_items(self, items: Any, written: list[BaseModel]) -> list[BaseModel]:
         key = self.item_key or ""
+        if self._is_loaded:
+            items = self._valid(items, is_json=False)
         try:
             new: dict[Any, BaseModel] = {}
             for item in written:
@@ -245,13 +249,10 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
             raise _Unusable(f"an update is an object with some of its fields, not a {type(content).__name__}")
         aliases = {alias: name for name, field in self.model.model_fields.items() for alias in _aliases(field)}
         named = {aliases.get(name, name): field for name, field in content.items()}
-        if (
-            named
-            and not named.keys() & self.model.model_fields.keys()
-            and self.model.model_config.get("extra") != "allow"
-        ):
+        takes_any = not named or self.model.model_config.get("extra") == "allow"
+        if not takes_any and named.keys().isdisjoint(self.model.model_fields):
             raise _Unusable(f"it names none of the fields {', '.join(self.model.model_fields)}")
-        before = _fields(value) if isinstance(value, BaseModel) else dict(value)
+        before = _fields(value) if isinstance(value, BaseModel) else value if isinstance(value, Mapping) else {}
         merged = self._valid({**before, **named}, is_json=False)
         if isinstance(value, BaseModel):
             merged.model_fields_set.intersection_update(value.model_fields_set | named.keys())

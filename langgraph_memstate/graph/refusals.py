@@ -68,7 +68,7 @@ class Ledger:
     def __init__(self, *, is_run: bool = False) -> None:
         self._is_run = is_run
         self._lock = threading.Lock()
-        self._saved: list[_Saved] = []
+        self._saved: dict[tuple[StepKey, str], list[_Saved]] = {}
         self._refused: list[tuple[frozenset[str], Any]] = []
         self._channels: dict[tuple[str, str], dict[str, TypedReducer]] = {}
 
@@ -87,14 +87,9 @@ class Ledger:
         with self._lock:
             if any(value is one.value and one.channel in names for names, value in self._refused for one in writes):
                 return False
-            kept = frozenset(
-                write.idx
-                for saved in self._saved
-                if (saved.step, saved.task_id) == (step, task_id)
-                for write in saved.writes
-                if write.idx >= 0
-            )
-            self._saved.append(_Saved(step, task_id, tuple(writes), remove, kept))
+            known = self._saved.setdefault((step, task_id), [])
+            kept = frozenset(write.idx for saved in known for write in saved.writes if write.idx >= 0)
+            known.append(_Saved(step, task_id, tuple(writes), remove, kept))
             landing = submit()
         landing.result()
         return True
@@ -102,7 +97,8 @@ class Ledger:
     def loaded(self, step: StepKey, task_id: str, writes: Sequence[Write], remove: Remove) -> None:
         """Note writes that were saved before."""
         with self._lock:
-            self._saved.append(_Saved(step, task_id, tuple(writes), remove, is_loaded=True))
+            saved = _Saved(step, task_id, tuple(writes), remove, is_loaded=True)
+            self._saved.setdefault((step, task_id), []).append(saved)
 
     def refuse(self, channels: Iterable[str], value: object) -> None:
         """A channel refuses a value: the writes it was saved with are removed, whenever that is or was.
@@ -112,10 +108,12 @@ class Ledger:
         names = frozenset(channels)
         with self._lock:
             self._refused.append((names, value))
-            refused = [saved for saved in self._saved if saved.holds(names, value)]
+            everything = [saved for task in self._saved.values() for saved in task]
+            refused = [saved for saved in everything if saved.holds(names, value)]
             if refused and not self._is_run:  # `update_state` stands or falls as one
-                refused += [saved for saved in self._saved if not saved.is_loaded and saved not in refused]
-            self._saved = [saved for saved in self._saved if saved not in refused]
+                refused += [saved for saved in everything if not saved.is_loaded and saved not in refused]
+            for saved in refused:
+                self._saved[saved.step, saved.task_id].remove(saved)
             removals = [saved.drop() for saved in refused]
         if not on_event_loop():
             wait(removals)
@@ -123,7 +121,7 @@ class Ledger:
     def landed(self, step: StepKey) -> None:
         """A step has ended, and its writes with it."""
         with self._lock:
-            self._saved = [saved for saved in self._saved if saved.step != step]
+            self._saved = {key: saved for key, saved in self._saved.items() if key[0] != step}
 
     def add_channel(self, place: tuple[str, str], name: str, channel: TypedReducer) -> None:
         """Note a typed channel of the graph at a thread and namespace, as its run found it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -159,6 +160,8 @@ class Staging:
         self._runs: dict[int, _Run] = {}
         self._lock = threading.RLock()
         self._order = 0
+        self.removals: set[Future[None]] = set()
+        """of writes that a channel refused, on their way"""
 
     # -- from inside a node -------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Validation inside the task: what a typed channel would refuse after the step, the node's own task refuses.
 
-There a retry policy, the node's error handler, a repair callback or another node can act on it, a run that saves at exit
-keeps the steps before it, and a node cache never gets it. The channel validates all the same, and alone sees what two tasks
-of a step write together, or what a `Command` sends to the parent graph.
+There a retry policy, the node's error handler, a repair callback or another node can act on it, a run that saves at
+exit keeps the steps before it, and a node cache never gets it. The channel validates all the same, and alone sees what
+two tasks of a step write together, or what a `Command` sends to the parent graph.
 """
 
 from __future__ import annotations

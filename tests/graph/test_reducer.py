@@ -668,6 +668,28 @@ def test_items_are_replaced_by_key_and_appended() -> None:
         merge(reducer(), [{"id": "a"}, {}])
 
 
+@pytest.mark.parametrize("stored", ["text", [Contact.model_construct(id=5)], [{"id": 5}], 7, {"id": "a"}])
+def test_items_that_were_stored_invalid_are_not_kept_beside_new_ones(stored: Any) -> None:
+    reducer = TypedReducer(list[Contact], key="id").from_checkpoint(stored)
+    for _ in range(2):
+        with pytest.raises(SchemaError):
+            reducer.update([{"id": "b"}])
+        assert reducer.get() == stored
+    reducer.update([Overwrite([{"id": "b"}])])
+    reducer.update([{"id": "c"}])
+    assert reducer.get() == [Contact(id="b"), Contact(id="c")]
+
+
+@pytest.mark.parametrize("stored", ["text", [1], 7, {"nickname": 5, "name": 6}])
+def test_an_update_of_something_else_that_was_stored(stored: Any) -> None:
+    reducer = TypedReducer(Profile, merge="update").from_checkpoint(stored)
+    with pytest.raises(SchemaError):
+        reducer.update([{"age": 4}])
+    assert reducer.get() == stored
+    reducer.update([{"name": "Ann"}])
+    assert reducer.get() == Profile(name="Ann")
+
+
 def test_several_tool_calls_are_an_item_each() -> None:
     from langchain_core.messages import AIMessage
 
