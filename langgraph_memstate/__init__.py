@@ -3,8 +3,10 @@
 from langgraph_memstate.errors import MemStateError
 from langgraph_memstate.facts import Fact, LogEntry
 from langgraph_memstate.graph.checkpointer import MemStateCheckpointer
+from langgraph_memstate.graph.reducer import TypedReducer
 from langgraph_memstate.graph.rollback_node import RollbackNode
 from langgraph_memstate.graph.store import MemStateStore
+from langgraph_memstate.graph.typed_node import enforce, typed_node
 from langgraph_memstate.memory import MemoryStore
 from langgraph_memstate.schemas import Constraint
 from langgraph_memstate.storage.memory import InMemoryStorage
@@ -21,4 +23,7 @@ __all__ = [
     "MemoryStore",
     "RollbackNode",
     "SQLiteStorage",
+    "TypedReducer",
+    "enforce",
+    "typed_node",
 ]

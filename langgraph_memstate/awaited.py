@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -30,3 +31,12 @@ def awaited(method: Callable[Concatenate[M, P], T]) -> Callable[Concatenate[M, P
     twin.__name__ = f"a{name}"
     twin.__qualname__ = f"{method.__qualname__.removesuffix(name)}a{name}"
     return twin
+
+
+def on_event_loop() -> bool:
+    """Whether this thread runs an event loop, which blocking calls would hold up."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -104,13 +104,15 @@ class FilterError(MemStateError, ValueError):
 class SchemaError(MemStateError, ValueError):
     """A value its Pydantic schema rejects; nothing was written.
 
-    `where` is the namespace or channel, `output` the offending value, cut to a readable length.
+    `where` is the namespace or channel, `fields` the paths at fault, `output` the offending value, cut to a readable
+    length. The message says all of it, so that it can be sent back to the model that made the value.
     """
 
-    def __init__(self, message: str, *, where: str = "", output: str = "") -> None:
+    def __init__(self, message: str, *, where: str = "", output: str = "", fields: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.where = where
         self.output = output
+        self.fields = fields
 
 
 class ConstraintError(MemStateError, ValueError):

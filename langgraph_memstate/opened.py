@@ -288,6 +288,11 @@ class OpenedMemory:
         self._check_open()
         self._commit(drafts, before, after, in_step=True)
 
+    def submit(self, commit: Commit) -> Future[None]:
+        """Queue operations without drafts. They land after all that was queued before; for the graph's checkpointer."""
+        self._check_open()
+        return self._writer.submit(commit)
+
     def _prepared(self, commit: Callable[[], T]) -> T:
         """Run a commit that is prepared from what the database holds, again where that changed meanwhile."""
         for _ in range(_RACES - 1):

@@ -30,6 +30,7 @@ from langgraph_memstate.facts import (
 logger = logging.getLogger("langgraph_memstate")
 
 _CUT = 400  # characters of an offending output that an error shows
+_FAULTS = 10  # faults that an error lists
 _MAX_VERSION = 2**31 - 1
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # between two words of a CamelCase name
 
@@ -191,12 +192,12 @@ class SchemaRegistry:
         try:
             validated = schema.model.model_validate(value)
         except ValidationError as error:
-            output = _shown(value)
-            output = output if len(output) <= _CUT else f"{output[:_CUT]}… ({len(output)} characters)"
+            output = shown(value)
             raise SchemaError(
-                f"{where}: {schema.name} rejects the value: {_faults(error)}. Output was: {output}",
+                f"{where}: {schema.name} rejects the value: {'; '.join(faults(error))}. Output was: {output}",
                 where=where,
                 output=output,
+                fields=fields_at_fault(error),
             ) from error
         try:
             return validated.model_dump(mode="json"), schema
@@ -289,18 +290,31 @@ def _checked_upcast(version: object, upcast: Mapping[int, Upcaster] | None) -> M
 
 def _problem(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return _faults(error)
+        return "; ".join(faults(error))
     return str(error) if isinstance(error, MemStateError) else repr(error)
 
 
-def _faults(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or '(whole value)'}: {fault['msg']}" for fault in error.errors()
-    )
+def faults(error: ValidationError) -> list[str]:
+    """Each fault as ``field: what is wrong``; of many, the first."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    told = [f"{_place(fault['loc'])}: {fault['msg']}" for fault in details[:_FAULTS]]
+    return told if len(details) <= _FAULTS else [*told, f"and {len(details) - _FAULTS} more"]
 
 
-def _shown(value: object) -> str:
+def fields_at_fault(error: ValidationError) -> tuple[str, ...]:
+    """Where each fault is, as a dotted path."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return tuple(dict.fromkeys(_place(fault["loc"]) for fault in details))
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, loc)) or "(whole value)"
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: a text as it is, anything else as its repr, cut to a readable length."""
     try:
-        return repr(value)
-    except RecursionError:
-        return reprlib.repr(value)
+        text = value if isinstance(value, str) else repr(value)
+    except Exception:  # whatever a foreign repr raises, the error that shows it must get through
+        text = reprlib.repr(value) if isinstance(value, dict | list | tuple) else f"<{type(value).__name__}>"
+    return text if len(text) <= _CUT else f"{text[:_CUT]}… ({len(text)} characters)"

@@ -219,6 +219,7 @@ MEMORY_CALLS: dict[str, Call] = {
     "discard_session": lambda memory: memory.discard_session("s"),
     "write": lambda memory: memory.write([]),
     "land": lambda memory: memory.land([]),
+    "submit": lambda memory: memory.submit(()),
     "transaction": lambda memory: memory.transaction(),
     "view": lambda memory: memory.view(),
     "get": lambda memory: memory.get("note", "n1"),
@@ -274,7 +275,8 @@ FREE = {
     },
     MemStateStore: {"from_conn_string", "setup", "stop_ttl_sweeper", "supports_ttl", "ttl_config"},
     MemStateCheckpointer: {
-        "from_conn_string", "setup", "get_next_version", "with_allowlist", "config_specs", "serde", "head_of",
+        "from_conn_string", "setup", "get_next_version", "with_allowlist", "config_specs", "serde",
+        "head_of", "take_back",
     },
 }  # fmt: skip
 

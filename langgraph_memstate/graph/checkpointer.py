@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, cast
@@ -25,12 +27,20 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from langgraph_memstate.errors import CommitRaced, CorruptRowError, RollbackError, SerializationError
+from langgraph_memstate.errors import (
+    CommitRaced,
+    CorruptRowError,
+    DeserializationError,
+    RollbackError,
+    SerializationError,
+)
 from langgraph_memstate.facts import Draft
 from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.graph.opening import Opening, ready
+from langgraph_memstate.graph.reducer import typed_names
+from langgraph_memstate.graph.refusals import Ledger, Scope, Write, current, enter
 from langgraph_memstate.graph.rewind import TimeTravel, copied, left_behind, rewind
 from langgraph_memstate.graph.staging import Landing, Part, Staging
 from langgraph_memstate.memory import MemoryStore
@@ -56,6 +66,8 @@ from langgraph_memstate.storage.base import (
 )
 from langgraph_memstate.timeline import metadata_of
 from langgraph_memstate.undo import Undo
+
+logger = logging.getLogger("langgraph_memstate")
 
 _PAGE = 50  # checkpoints that `list` reads at a time: no snapshot is open while it yields
 _RACES = 8  # how often a commit is prepared anew when the database moved under it
@@ -120,7 +132,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             CorruptRowError: the row is not what a checkpointer wrote.
         """
         pregel.enter_graph()
+        found, ledger = self._read_tuple(config)
+        _enter(config, ledger)
+        return found
+
+    def _read_tuple(self, config: RunnableConfig) -> tuple[CheckpointTuple | None, Ledger]:
         configurable = config["configurable"]
+        self._await_removals()
         with self.memory.storage.snapshot() as reader:
             stored = reader.checkpoint(
                 str(configurable["thread_id"]), configurable.get("checkpoint_ns", ""), get_checkpoint_id(config)
@@ -131,7 +149,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             rewound = () if base is None else tuple(rewind(reader, base, base.step).drafts)
         if stored is None:
             self._staging.begin(config, None, ())
-            return None
+            return None, self._staging.ledger(config) or Ledger()
         if latest is None:
             self._staging.begin(config, stored.step, (), rewound=rewound)
         else:
@@ -142,7 +160,29 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 waits=pregel.waits((write.task_id, write.channel) for write in stored.writes),
             )
             self._staging.begin(config, stored.step, staged, self.head_of(stored), runs_again=again, rewound=rewound)
-        return self._load(stored)
+        ledger = self._staging.ledger(config) or Ledger()
+        return self._load(stored, ledger), ledger
+
+    def _ledger(self, config: RunnableConfig) -> Ledger:
+        """The ledger of the run that saves; outside a run, of the call that loaded what is changed now."""
+        scope = current()
+        loaded = scope.ledger if scope is not None and scope.place == _step(config, "")[:2] else None
+        return self._staging.ledger(config) or loaded or Ledger()
+
+    def _remove(self, commit: Commit) -> Future[None]:
+        removal = self.memory.submit(commit)
+        self._staging.removals.add(removal)
+        removal.add_done_callback(self._removed)
+        return removal
+
+    def _removed(self, removal: Future[None]) -> None:
+        self._staging.removals.discard(removal)
+        if (error := removal.exception()) is not None:
+            logger.warning("a refused write could not be removed, and will be refused again when it is read: %r", error)
+
+    def _await_removals(self) -> None:
+        """What a channel refused on an event loop is gone before anything is read again."""
+        wait(tuple(self._staging.removals))
 
     def list(
         self,
@@ -157,6 +197,18 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         `filter` compares metadata by type, with the operators of the store's filters.
         """
         pregel.enter_graph()  # a subgraph that is replayed looks for its checkpoint here
+        for found, ledger in self._read_list(config, filter, before, limit):
+            _enter(found.config, ledger)
+            yield found
+
+    def _read_list(
+        self,
+        config: RunnableConfig | None,
+        filter: dict[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> Iterator[tuple[CheckpointTuple, Ledger]]:
+        self._await_removals()
         matches = compile_filter(filter)
         configurable = config["configurable"] if config else {}
         thread_id = configurable.get("thread_id")
@@ -173,7 +225,8 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 )
             for stored in page:
                 if matches is None or matches(metadata_of(stored)):
-                    yield self._load(stored)
+                    ledger = (self._staging.ledger(config) if config else None) or Ledger()
+                    yield self._load(stored, ledger), ledger
                     left = None if left is None else left - 1
                     if left == 0:
                         return
@@ -211,22 +264,43 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 histories[channel]["seed"] = self.serde.loads_typed(seeds[channel])
         return histories
 
-    def _load(self, stored: StoredCheckpoint) -> CheckpointTuple:
+    def _load(self, stored: StoredCheckpoint, ledger: Ledger) -> CheckpointTuple:
         step = stored.step
         head = self.head_of(stored)
-        values = {channel: self.serde.loads_typed(value) for channel, value in stored.values.items()}
+        values = {channel: self._value(channel, value) for channel, value in stored.values.items()}
         checkpoint = cast(Checkpoint, {**head, "id": step.checkpoint_id, "ts": stored.ts, "channel_values": values})
         self._manifests.remember(step, _manifest(checkpoint, stored.manifest))
         parent = None if stored.parent_id is None else step._replace(checkpoint_id=stored.parent_id)
+        writes = [(write, self._value(write.channel, write.value)) for write in stored.writes]
+        self._note_loaded(ledger, step, writes)
         return CheckpointTuple(
             config=pregel.config_of(step),
             checkpoint=checkpoint,
             metadata=cast(CheckpointMetadata, metadata_of(stored)),
             parent_config=None if parent is None else pregel.config_of(parent),
-            pending_writes=[
-                (write.task_id, write.channel, self.serde.loads_typed(write.value)) for write in stored.writes
-            ],
+            pending_writes=[(write.task_id, write.channel, value) for write, value in writes],
         )
+
+    def _value(self, channel: str, stored: Blob) -> Any:
+        """A value of a channel. A typed channel deals with one that its class does not accept any more itself."""
+        try:
+            return self.serde.loads_typed(stored)
+        except DeserializationError as error:
+            if channel not in typed_names or not isinstance(self.serde, MemStateSerializer):
+                raise
+            value = self.serde.loads_as_stored(stored)
+            logger.warning("%s: the stored value is handed out as it is: %s", channel, error)
+            return value
+
+    def _note_loaded(self, ledger: Ledger, step: StepKey, writes: Sequence[tuple[StoredWrite, Any]]) -> None:
+        """Which tasks the loaded writes are of; input of several calls is a write each."""
+        tasks: dict[tuple[str, int], list[Write]] = {}
+        for stored, value in writes:
+            if stored.idx >= 0:
+                alone = stored.idx if pregel.is_input(stored.task_id) else -1
+                tasks.setdefault((stored.task_id, alone), []).append(Write(stored.idx, stored.channel, value))
+        for (task_id, _), loaded in tasks.items():
+            ledger.loaded(step, task_id, loaded, self._remove)
 
     def head_of(self, stored: StoredHead) -> dict[str, Any]:
         """A checkpoint without its id, time and channel values."""
@@ -248,8 +322,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
         Raises:
             VectorSyncError: the index failed; nothing was committed, and a resume does not run the tasks again.
+            SchemaError: it holds new input that a typed channel refuses, or half a step.
         """
         step = _step(config, checkpoint["id"])
+        if pregel.saves_at_exit(config) and (half := self._ledger(config).half(step[:2])):
+            raise half
+        if metadata.get("source") == "input":
+            self._check_input(config, step, checkpoint)
         parent = None if (parent_id := get_checkpoint_id(config)) is None else _step(config, parent_id)
         put = self._encode(config, step, parent, checkpoint, metadata, new_versions)
         landing = Landing()
@@ -293,6 +372,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 start = copied(reader, self.head_of, step, parent_id, checkpoint["channel_versions"])
             base = None if start is None else left_behind(reader, start)
             return Undo() if base is None else rewind(reader, base, step)
+
+    def _check_input(self, config: RunnableConfig, step: StepKey, checkpoint: Checkpoint) -> None:
+        """Input is kept as it came, for the first step to hand out: what a channel would refuse then is refused now."""
+        channels = self._ledger(config).channels(step[:2])
+        for name, value in pregel.graph_input(checkpoint["channel_values"], list(channels)):
+            channels[name].copy().update([value])
 
     def _prepare(
         self,
@@ -396,22 +481,43 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         step = _step(config, str(config["configurable"]["checkpoint_id"]))
         if task_path:  # a task of this step ran, so the run goes on with it
             self._staging.decide(config, step, resumed=True)
+        if pregel.saves_at_exit(config) and self._ledger(config).half(step[:2]) and not self._exists(step):
+            return  # of a step that starts from a checkpoint that was never saved
+        if not self._save_writes(config, step, writes, task_id, task_path):
+            left = pregel.without_output(task_id, writes)
+            if left:
+                self._save_writes(config, step, left, task_id, task_path)
+
+    def _exists(self, step: StepKey) -> bool:
+        with self.memory.storage.snapshot() as reader:
+            return reader.checkpoint(*step) is not None
+
+    def _save_writes(
+        self, config: RunnableConfig, step: StepKey, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> bool:
+        """Whether the writes were saved: not those of which a channel has refused one meanwhile."""
         drafts = self._staging.finished(config, step, task_id, writes)
-        rows = tuple(
-            WriteRow(WRITES_IDX_MAP.get(channel, position), channel, Blob(*self.serde.dumps_typed(value)))
+        numbered = [
+            Write(WRITES_IDX_MAP.get(channel, position), channel, value)
             for position, (channel, value) in enumerate(pregel.without_tokens(writes))
-        )
+        ]
+        rows = tuple(WriteRow(idx, channel, Blob(*self.serde.dumps_typed(value))) for idx, channel, value in numbered)
         ops: list[Op] = [PutWrites(step, task_id, task_path, rows)]
         if pregel.unfinished(writes):
             ops.append(Unstage(step, task_id))
         elif drafts:
             ops.append(Stage(step, task_id, task_path, drafts))
-        self.memory.land((), tuple(ops))
+        removable = [write for write in numbered if write.idx >= 0 or pregel.is_input(task_id)]
+        return self._ledger(config).save(step, task_id, removable, lambda: self.memory.submit(tuple(ops)), self._remove)
 
     def get_next_version(self, current: str | int | float | None, channel: None) -> str:
         """Versions sort by time; a random part keeps branches of a fork apart."""
         number = 0 if current is None else pregel.version_number(current)
         return f"{number + 1:032}.{random.random():016}"
+
+    def take_back(self) -> None:
+        """Forget what the running task has written to memory: it goes on without its output."""
+        self._staging.take_back()
 
     # -- upkeep -------------------------------------------------------------------------------------
 
@@ -483,7 +589,9 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         pregel.enter_graph()  # in the caller's own context, which the thread only copies
-        return await self.memory.run(self.get_tuple, config)
+        found, ledger = await self.memory.run(self._read_tuple, config)
+        _enter(config, ledger)
+        return found
 
     async def alist(
         self,
@@ -494,9 +602,11 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         pregel.enter_graph()
-        found = self.list(config, filter=filter, before=before, limit=limit)
-        while (one := await self.memory.run(next, found, None)) is not None:
-            yield one
+        listed = self._read_list(config, filter, before, limit)
+        while (one := await self.memory.run(next, listed, None)) is not None:
+            found, ledger = one
+            _enter(found.config, ledger)
+            yield found
 
     async def aput(
         self,
@@ -555,6 +665,11 @@ class _Manifests:
         with self._lock:
             for step in [step for step in self._known if thread_id in (None, step.thread_id)]:
                 del self._known[step]
+
+
+def _enter(config: RunnableConfig, ledger: Ledger) -> None:
+    """Tell the channels that LangGraph is about to make where their values come from."""
+    enter(Scope(ledger, _step(config, "")[:2]))
 
 
 def _step(config: RunnableConfig, checkpoint_id: str) -> StepKey:

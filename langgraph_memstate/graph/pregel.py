@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph._internal._constants import (
     CONF,
@@ -41,11 +42,15 @@ from langgraph._internal._constants import (
     NO_WRITES,
     NS_END,
     NS_SEP,
+    NULL_TASK_ID,
     PUSH,
     RETURN,
 )
-from langgraph._internal._typing import MISSING
+from langgraph._internal._fields import get_cached_annotated_keys, get_update_as_tuples
+from langgraph._internal._runnable import RunnableSeq
+from langgraph._internal._typing import MISSING as MISSING
 from langgraph.channels.base import BaseChannel
+from langgraph.channels.binop import _get_overwrite
 from langgraph.channels.untracked_value import UntrackedValue
 from langgraph.checkpoint.base import get_checkpoint_id
 from langgraph.checkpoint.base.id import uuid6
@@ -53,6 +58,7 @@ from langgraph.constants import START
 from langgraph.pregel._algo import task_path_str
 from langgraph.pregel._checkpoint import channels_from_checkpoint, versions_seen_without_bumps
 from langgraph.runtime import RunControl, Runtime
+from langgraph.types import Command
 
 from langgraph_memstate.errors import StagingError
 from langgraph_memstate.storage.base import StepKey
@@ -305,6 +311,16 @@ def calls(caller: str, path: str) -> bool:
     return False
 
 
+def is_input(task_id: str) -> bool:
+    """Whether pending writes are input of the graph, as from ``invoke(Command(update=…))``, not of a task."""
+    return task_id == NULL_TASK_ID
+
+
+def without_output(task_id: str, writes: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """What stays of a task's writes if its output does not count: its error, and answers it has had."""
+    return [] if is_input(task_id) else [(channel, value) for channel, value in writes if channel in _CONTROL]
+
+
 # -- from inside a saver ----------------------------------------------------------------------------
 
 
@@ -410,6 +426,55 @@ def new_checkpoint_id(after: str) -> str:
         return str(UUID(int=UUID(after).int + 1))
     except ValueError:  # not one of LangGraph's
         return f"{after}+"
+
+
+# -- channels ---------------------------------------------------------------------------------------
+
+
+def overwritten(value: Any) -> tuple[bool, Any]:
+    """Whether a write is an `Overwrite`, in any of the forms LangGraph knows, and of what."""
+    return _get_overwrite(value)
+
+
+def graph_input(values: Mapping[str, Any], channels: Sequence[str]) -> list[tuple[str, Any]]:
+    """What the input that a checkpoint keeps for its first step writes to these channels."""
+    return updates(values[START], channels) if START in values else []
+
+
+def updates(output: Any, channels: Sequence[str]) -> list[tuple[str, Any]]:
+    """What a node's output writes to these channels of its own graph, in order."""
+    if isinstance(output, Mapping):
+        return [(name, value) for name, value in output.items() if name in channels]
+    if isinstance(output, Command):
+        own = () if output.graph == Command.PARENT or output.update is None else output._update_as_tuples()
+        return [(name, value) for name, value in own if name in channels]
+    if isinstance(output, list | tuple):
+        return [update for one in output for update in updates(one, channels)]
+    if output is not None and get_cached_annotated_keys(type(output)):
+        return get_update_as_tuples(output, channels)
+    return []
+
+
+def in_sequence(node: Runnable[Any, Any], then: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    """A node followed by another step, in which LangGraph still finds a subgraph."""
+    return RunnableSeq(node, then)
+
+
+@contextmanager
+def running(config: RunnableConfig | None) -> Iterator[None]:
+    """Run in the context of a task, as its first step does and those after it do not."""
+    token = var_child_runnable_config.set(config)
+    try:
+        yield
+    finally:
+        var_child_runnable_config.reset(token)
+
+
+def current_values(channels: Sequence[str]) -> Mapping[str, Any]:
+    """The values of these channels that the running task's step started from; none of those that have none."""
+    configurable: Mapping[str, Any] = (var_child_runnable_config.get() or {}).get(CONF) or {}
+    read = configurable.get(CONFIG_KEY_READ)
+    return {} if read is None else read(list(channels))
 
 
 def version_number(version: Any) -> int:

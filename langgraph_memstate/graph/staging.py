@@ -7,18 +7,20 @@ to a task, its memory writes share: a retry clears them, a failure drops them, t
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
 
+from langgraph_memstate.awaited import on_event_loop
 from langgraph_memstate.facts import Draft
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.pregel import RunningTask
+from langgraph_memstate.graph.refusals import Ledger
 from langgraph_memstate.storage.base import StagedDraft, StepKey
 
 if TYPE_CHECKING:
@@ -110,6 +112,7 @@ class _Run:
     """by thread and namespace"""
     rewound: Sequence[Draft] = ()
     """what takes memory back to the checkpoint of the past that the run starts from, until that is committed"""
+    ledger: Ledger = field(default_factory=lambda: Ledger(is_run=True))
     at_exit: bool = False
     anchor: weakref.ref[Any] | None = None
 
@@ -159,6 +162,8 @@ class Staging:
         self._runs: dict[int, _Run] = {}
         self._lock = threading.RLock()
         self._order = 0
+        self.removals: set[Future[None]] = set()
+        """of writes that a channel refused, on their way"""
 
     # -- from inside a node -------------------------------------------------------------------------
 
@@ -191,6 +196,17 @@ class Staging:
         seen = [draft for entry in entries if _sees(task, entry) and entry.counts(marks) for draft in entry.drafts]
         past = () if run is None else run.rewound
         return [*past, *self._resumed(task, run), *seen]
+
+    def take_back(self) -> None:
+        """Forget what the running task staged, itself or in the graphs and tasks it ran, and that has not landed."""
+        task = self._task()
+        if task is None:
+            return
+        with self._lock:
+            run = self._run(task.run)
+            for entry in list(run.entries.values()):
+                if any(one.writes is task.writes for one in entry.chain):
+                    run.entries.pop(entry.token, None)
 
     def has_landed(self, versions: Iterable[str]) -> bool:
         task = pregel.running_task()
@@ -227,7 +243,7 @@ class Staging:
             else:
                 if loaded.head is not None and one.versions_seen is not None:
                     loaded.decide(pregel.resumed_from(loaded.head, one.versions_seen))
-                if not loaded.is_resumed(wait=not run.at_exit and not _on_event_loop()):
+                if not loaded.is_resumed(wait=not run.at_exit and not on_event_loop()):
                     continue
             found += rows
         return [row.draft for row in run.not_landed(found)]
@@ -277,6 +293,12 @@ class Staging:
             if run is not None:
                 run.landed.update(draft.version for draft in run.rewound)
                 run.rewound = ()
+
+    def ledger(self, config: RunnableConfig) -> Ledger | None:
+        """The ledger of the run that a config belongs to."""
+        with self._lock:
+            run = self._runs.get(id(pregel.run_of(config)))
+            return None if run is None else run.ledger
 
     def decide(self, config: RunnableConfig, step: StepKey | None, *, resumed: bool) -> None:
         """Note what a call of the saver says about the step its run started from."""
@@ -368,6 +390,8 @@ class Staging:
             if run is None:
                 return
             run.landed |= versions
+            if parent_id is not None:
+                run.ledger.landed(checkpoint._replace(checkpoint_id=parent_id))
             for entry, _ in self._ended(config, checkpoint, parent_id):
                 run.entries.pop(entry.token, None)
 
@@ -428,12 +452,4 @@ def _sees(task: RunningTask, entry: _Entry) -> bool:
             return True
         called_by_us = any(pregel.calls(path, theirs.path) for path in (mine.path, mine.caller) if path is not None)
         return called_by_us and pregel.returned(theirs.writes.copy())
-    return True
-
-
-def _on_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
     return True

@@ -49,6 +49,7 @@ class StoredWrite(NamedTuple):
     task_path: str
     channel: str
     value: Blob
+    idx: int
 
 
 class StagedDraft(NamedTuple):
@@ -179,6 +180,15 @@ class PutWrites:
     task_id: str
     task_path: str
     rows: tuple[WriteRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropWrites:
+    """Forget pending writes of a task, by index: those that a channel refused."""
+
+    step: StepKey
+    task_id: str
+    idxs: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +386,7 @@ class DeleteCheckpoints:
 
 
 Op = (
-    PutCheckpoint | PutWrites | Stage | Unstage | Drain | Append | CheckUnchanged | CheckUnique
+    PutCheckpoint | PutWrites | DropWrites | Stage | Unstage | Drain | Append | CheckUnchanged | CheckUnique
     | PutEmbeddings | PutVectors | Prepare | Settle
     | OutboxDone | OutboxFailed | QueueIndex | RebuildIndex | PutIndexMeta | Touch | DeleteThread | DeleteRuns
     | CopyThread | DeleteCheckpoints | Expect | Forget

@@ -187,9 +187,9 @@ class SQLiteReader(Reader):
 
     def _writes(self, step: StepKey) -> list[StoredWrite]:
         return [
-            StoredWrite(task_id, task_path, channel, Blob(type_, data))
-            for task_id, task_path, channel, type_, data in self._rows(
-                f"SELECT task_id, task_path, channel, type, data FROM writes WHERE {THIS_STEP} "
+            StoredWrite(task_id, task_path, channel, Blob(type_, data), idx)
+            for task_id, task_path, channel, type_, data, idx in self._rows(
+                f"SELECT task_id, task_path, channel, type, data, idx FROM writes WHERE {THIS_STEP} "
                 "ORDER BY task_path, task_id, idx",
                 *step,
             )

@@ -20,6 +20,7 @@ from langgraph_memstate.storage.base import (
     DeleteRuns,
     DeleteThread,
     Drain,
+    DropWrites,
     Expect,
     Forget,
     Op,
@@ -88,6 +89,13 @@ def _put_writes(conn: sqlite3.Connection, op: PutWrites) -> None:
                 if (row.idx < 0) is special
             ],
         )
+
+
+def _drop_writes(conn: sqlite3.Connection, op: DropWrites) -> None:
+    conn.executemany(
+        f"DELETE FROM writes WHERE {THIS_STEP} AND task_id = ? AND idx = ?",
+        [(*op.step, op.task_id, idx) for idx in op.idxs],
+    )
 
 
 def _delete_thread(conn: sqlite3.Connection, op: DeleteThread) -> None:
@@ -417,6 +425,7 @@ _RUN: dict[type, Run] = {
     Forget: _forget,
     PutCheckpoint: _put_checkpoint,
     PutWrites: _put_writes,
+    DropWrites: _drop_writes,
     Stage: _stage,
     Unstage: _unstage,
     Drain: _drain,

@@ -40,7 +40,7 @@ from langgraph_memstate.errors import (
 from langgraph_memstate.graph.codec.models import loaded_shape
 from langgraph_memstate.graph.codec.shapes import METHOD, POSITIONAL, PYDANTIC_V2, SINGLE, Key, dotted, key_of
 from langgraph_memstate.graph.codec.values import FIXED
-from langgraph_memstate.graph.codec.wire import Reader, dumps, load
+from langgraph_memstate.graph.codec.wire import AsStored, Reader, dumps, load
 
 try:  # with `_DeltaSnapshot`, every private name of upstream that the serializer relies on
     from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
@@ -118,6 +118,11 @@ class MemStateSerializer(JsonPlusSerializer):
             f"A row of type {kind!r} was written by another serializer, or is encrypted (as 'msgpack+aes' is): "
             "read it with that one."
         )
+
+    def loads_as_stored(self, data: tuple[str, bytes]) -> Any:
+        """The same, but a model that its class does not accept any more comes unvalidated, with the fields it had."""
+        kind, content = data
+        return AsStored(self._allow).value(content) if kind == "msgpack" else self.loads_typed(data)
 
     def _allow(self, key: Key) -> None:
         if key in _ALWAYS_ALLOWED:

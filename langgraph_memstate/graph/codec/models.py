@@ -148,6 +148,11 @@ class ModelShape(Shape):
             obj.__pydantic_private__.update({name: private[name] for name in names})
         return obj
 
+    def as_stored(self, row: Row) -> Any:
+        """The model with the fields that are stored, whatever its class says of them now."""
+        fields = exactly(dict, row[2])
+        return self.model.model_construct(_fields_set=set(fields), **fields)
+
     def _validated(self, fields: Any, stamp: Any, extra: dict[str, Any] | None) -> Any:
         dumped = type(stamp) is str
         if self.root:

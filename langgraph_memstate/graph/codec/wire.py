@@ -19,7 +19,7 @@ from langgraph_memstate.errors import (
     SerializationError,
     StagingError,
 )
-from langgraph_memstate.graph.codec.models import loaded_shape, shape_of, writable_shape
+from langgraph_memstate.graph.codec.models import ModelShape, loaded_shape, shape_of, writable_shape
 from langgraph_memstate.graph.codec.shapes import (
     DELTA_SNAPSHOT,
     METHOD,
@@ -304,6 +304,21 @@ class Reader:
             self.allow(key)
             shape = self.shapes[key] = loaded_shape(key)
         return load(shape, key, code, row)
+
+
+class AsStored(Reader):
+    """Makes models of a class that does not accept them any more, too: unvalidated, with the fields they had."""
+
+    __slots__ = ()
+
+    def made(self, code: int, row: Any) -> Any:
+        try:
+            return super().made(code, row)
+        except DeserializationError:
+            shape = self.shapes.get((row[0], row[1]))
+            if not isinstance(shape, ModelShape):
+                raise
+            return shape.as_stored(row)
 
 
 class _Measure(Reader):
