@@ -48,7 +48,8 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
 
     Writes may be what models return: an instance, a dict, a text with JSON in it, an `AIMessage` with tool calls or
     content blocks, or the ``{"raw", "parsed", "parsing_error"}`` of a structured-output call. `Overwrite` replaces the
-    value however writes are merged, and ``Overwrite(None)`` takes it away. Readers get a copy of the value, so changing it in place changes nothing.
+    value however writes are merged, and ``Overwrite(None)`` takes it away. Readers get a copy of the value, so changing
+    it in place changes nothing.
 
     A stored value that its class does not accept any more is handed out as it is stored, with a warning in the log: the
     thread goes on, and the next write has to be valid.
