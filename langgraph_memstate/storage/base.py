@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from langgraph_memstate.facts import Draft, IndexPaths, LogEntry, Namespace, Record
@@ -33,6 +33,28 @@ class Blob(NamedTuple):
 
     type: str
     data: bytes
+
+
+class ListValue(NamedTuple):
+    """A version of a list, by the digests of its elements: the first `keep` of the version `base`, then `tail`."""
+
+    kind: str
+    depth: int
+    """how many versions led here; a base has a smaller depth"""
+    base: str | None
+    """value id"""
+    keep: int
+    tail: tuple[bytes, ...]
+
+
+class StoredList(NamedTuple):
+    """A `ListValue` as it is stored: `tail` holds ids of elements, which mean something in this snapshot only."""
+
+    value_id: str
+    kind: str
+    depth: int
+    keep: int
+    tail: tuple[int, ...]
 
 
 class WriteRow(NamedTuple):
@@ -105,6 +127,15 @@ class ScoredRow(NamedTuple):
     paths: IndexPaths = None
 
 
+class AncestorWrite(NamedTuple):
+    """What one ancestor of a checkpoint says about a channel: one of its writes, or none of them."""
+
+    channel: str
+    value_id: str | None
+    """the channel's value there; an ancestor that has one is the last that is asked"""
+    write: StoredWrite | None
+
+
 @dataclass(frozen=True, slots=True)
 class StoredCheckpoint:
     step: StepKey
@@ -113,8 +144,6 @@ class StoredCheckpoint:
     metadata: str
     manifest: Mapping[str, str]
     """channel -> the id of its value"""
-    values: Mapping[str, Blob]
-    """channel -> its value"""
     writes: Sequence[StoredWrite]
 
 
@@ -123,7 +152,10 @@ class StoredCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class PutCheckpoint:
-    """Store a checkpoint: its head without channel values, and the values that are new to the thread."""
+    """Store a checkpoint: its head without channel values, and the values that are new to the thread.
+
+    What it refers to and does not bring must be there, or the commit is refused with `CommitRaced`.
+    """
 
     step: StepKey
     parent_id: str | None
@@ -133,6 +165,10 @@ class PutCheckpoint:
     manifest: Mapping[str, str]
     values: Mapping[str, Blob]
     """value id -> value; one the thread already holds is stored once"""
+    lists: Mapping[str, ListValue] = field(default_factory=dict)
+    """value id -> list; a base comes before what is based on it"""
+    elements: Mapping[bytes, Blob] = field(default_factory=dict)
+    """digest -> element of a list; one the thread already holds is stored once"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +359,32 @@ class Reader(ABC):
         limit: int,
     ) -> list[StoredCheckpoint]:
         """Newest first. `before` is a checkpoint id, or (checkpoint id, thread id, namespace) of a page's last row."""
+
+    @abstractmethod
+    def latest_id(self, thread_id: str, checkpoint_ns: str) -> str | None:
+        """The id of the latest checkpoint of a namespace."""
+
+    @abstractmethod
+    def values(self, thread_id: str, value_ids: Sequence[str]) -> dict[str, Blob]:
+        """Those of a thread's values that are stored whole."""
+
+    @abstractmethod
+    def list_chain(self, thread_id: str, value_id: str) -> list[StoredList]:
+        """A list, the version it is based on, and so on; nothing where the thread has no such list."""
+
+    @abstractmethod
+    def digests(self, thread_id: str, ids: Sequence[int]) -> dict[int, bytes]:
+        """Digests of elements, by the ids a `StoredList` names."""
+
+    @abstractmethod
+    def elements(self, thread_id: str, ids: Sequence[int]) -> dict[int, Blob]: ...
+
+    @abstractmethod
+    def ancestor_writes(self, step: StepKey, channels: Sequence[str]) -> list[AncestorWrite]:
+        """Pending writes of some channels at the ancestors of a checkpoint, in the order LangGraph applied them.
+
+        Each channel is followed up to and including the nearest ancestor that holds a value of it.
+        """
 
     @abstractmethod
     def staged(self, step: StepKey) -> list[StagedDraft]:

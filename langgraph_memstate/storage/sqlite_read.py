@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +20,9 @@ from langgraph_memstate.facts import (
     encode_namespace,
     namespace_range,
 )
+from langgraph_memstate.storage import sqlite_values
 from langgraph_memstate.storage.base import (
+    AncestorWrite,
     Blob,
     OutboxRow,
     PreparedRow,
@@ -30,8 +32,10 @@ from langgraph_memstate.storage.base import (
     StagedDraft,
     StepKey,
     StoredCheckpoint,
+    StoredList,
     StoredWrite,
 )
+from langgraph_memstate.storage.packing import unpacked
 from langgraph_memstate.storage.sqlite_write import NOT_LANDED, THIS_STEP
 
 _CHECKPOINT = "thread_id, checkpoint_ns, checkpoint_id, parent_id, head_type, head, metadata, manifest"
@@ -113,30 +117,37 @@ class SQLiteReader(Reader):
         return StoredCheckpoint(
             step=step,
             parent_id=parent_id,
-            head=Blob(head_type, head),
+            head=Blob(head_type, _unpacked(step, head)),
             metadata=metadata,
             manifest=manifest,
-            values=self._values(step, manifest),
             writes=self._writes(step),
         )
 
-    def _values(self, step: StepKey, manifest: Mapping[str, str]) -> dict[str, Blob]:
-        found = {
-            value_id: Blob(type_, data)
-            for value_id, type_, data in self._rows(
-                "SELECT value_id, type, data FROM channel_values "
-                "WHERE thread_id = ? AND value_id IN (SELECT value FROM json_each(?))",
-                step.thread_id, json.dumps(list(manifest.values())),
-            )
-        }  # fmt: skip
-        missing = [channel for channel, value_id in manifest.items() if value_id not in found]
-        if missing:
-            raise CorruptRowError(f"checkpoint {step.checkpoint_id} lost the value of {missing}")
-        return {channel: found[value_id] for channel, value_id in manifest.items()}
+    def latest_id(self, thread_id: str, checkpoint_ns: str) -> str | None:
+        row = self._one(
+            "SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ?",
+            thread_id, checkpoint_ns,
+        )  # fmt: skip
+        return None if row is None else row[0]
+
+    def values(self, thread_id: str, value_ids: Sequence[str]) -> dict[str, Blob]:
+        return sqlite_values.read_values(self._conn, thread_id, value_ids)
+
+    def list_chain(self, thread_id: str, value_id: str) -> list[StoredList]:
+        return sqlite_values.read_list_chain(self._conn, thread_id, value_id)
+
+    def digests(self, thread_id: str, ids: Sequence[int]) -> dict[int, bytes]:
+        return sqlite_values.read_digests(self._conn, thread_id, ids)
+
+    def elements(self, thread_id: str, ids: Sequence[int]) -> dict[int, Blob]:
+        return sqlite_values.read_elements(self._conn, thread_id, ids)
+
+    def ancestor_writes(self, step: StepKey, channels: Sequence[str]) -> list[AncestorWrite]:
+        return sqlite_values.read_ancestor_writes(self._conn, step, channels)
 
     def _writes(self, step: StepKey) -> list[StoredWrite]:
         return [
-            StoredWrite(task_id, task_path, channel, Blob(type_, data))
+            StoredWrite(task_id, task_path, channel, Blob(type_, _unpacked(step, data)))
             for task_id, task_path, channel, type_, data in self._rows(
                 f"SELECT task_id, task_path, channel, type, data FROM writes WHERE {THIS_STEP} "
                 "ORDER BY task_path, task_id, idx",
@@ -310,14 +321,21 @@ class SQLiteReader(Reader):
 
     def counts(self) -> dict[str, int]:
         tables = (
-            "checkpoints", "channel_values", "writes", "staged", "facts", "items", "vectors", "embeddings",
-            "outbox", "prepared",
+            "checkpoints", "channel_values", "lists", "elements", "writes", "staged", "facts", "items", "vectors",
+            "embeddings", "outbox", "prepared",
         )  # fmt: skip
         found = {}
         for table in tables:
             row = self._one(f"SELECT count(*) FROM {table}")
             found[table] = int(row[0]) if row else 0
         return found
+
+
+def _unpacked(step: StepKey, stored: object) -> bytes:
+    try:
+        return unpacked(stored)
+    except CorruptRowError as error:
+        raise CorruptRowError(f"checkpoint {step.checkpoint_id}: {error}") from error
 
 
 def _paths(text: str | None) -> IndexPaths:
