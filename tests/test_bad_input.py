@@ -6,8 +6,8 @@ import asyncio
 import json
 import math
 import os
-import shutil
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys

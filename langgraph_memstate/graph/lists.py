@@ -32,7 +32,6 @@ from langgraph_memstate.graph.templates import (
 from langgraph_memstate.storage.base import Blob, ListValue, Reader, StoredList
 
 _RUN = 256  # bytes of atoms that make one element; anything else is an element of its own
-_LOOK_AHEAD = 16  # elements that may have been taken out before the next one that stayed
 _MANY = 64  # objects, from which on it pays to pause the garbage collection
 CACHE_BYTES = 64 * 1024 * 1024  # of serialised elements, each counted with every cached version that has it
 
@@ -52,6 +51,10 @@ class Element:
         self.blob = blob if template is None else None
         self.is_open = is_open
         """a run of atoms that more may join"""
+
+    def is_at(self, items: Sequence[Any], place: int) -> bool:
+        """Whether it surely is what a list has at a place."""
+        return self.template is not None and is_same(items[place : place + self.count], self.template)
 
 
 class Ancestor(NamedTuple):
@@ -144,10 +147,13 @@ def _outlined(outline: Outline, elements: Sequence[Element]) -> Outline | None:
 
 
 def _decoded(serde: SerializerProtocol, blob: Blob) -> list[Any]:
-    items = serde.loads_typed(blob)
-    if type(items) is not list:
-        raise CorruptRowError(f"an element of a list is a {type(items).__name__} where a run of items should be")
-    return items
+    return _run_of(serde.loads_typed(blob))
+
+
+def _run_of(decoded: Any) -> list[Any]:
+    if type(decoded) is not list:
+        raise CorruptRowError(f"an element of a list is a {type(decoded).__name__} where a run of items should be")
+    return decoded
 
 
 class Lists:
@@ -204,20 +210,21 @@ class Lists:
         elements = list(old) if continues else []
         place = parent.length if continues and parent is not None else 0  # in `items`
         turn = len(elements)  # in `old`
+        turns: dict[bytes, int] | None = None
         while place < len(items):
-            found = _find(old[turn : turn + _LOOK_AHEAD], items, place)
-            if found is not None:
-                turn += found
-                element = old[turn]
-            else:
+            element = old[turn] if turn < len(old) else None
+            if element is None or not element.is_at(items, place):
                 last = elements[-1] if elements else None
                 if last is not None and last.is_open and type(items[place]) in ATOMS:
                     place -= elements.pop().count
                 element = self._element(serde, items[place : _run_end(items, place)], fresh)
+                if turns is None:
+                    turns = {each.digest: number for number, each in enumerate(old)}
+                turn = turns.get(element.digest, turn)  # those in between were taken out, or it was put in
             elements.append(element)
             place += element.count
             turn += 1
-        common = len(old) if continues and elements[: len(old)] == list(old) else _common(old, elements)
+        common = len(old) if elements[: len(old)] == list(old) else _common(old, elements)
         if parent is not None and common == len(old) == len(elements) and kind == parent.kind:
             return parent, {}
         version = ListVersion(kind, tuple(elements), parent, common)
@@ -230,16 +237,9 @@ class Lists:
         digest = _digest(blob)
         fresh[digest] = blob
         known = self._elements.get(digest)
-        if known is not None and (known.template is None or is_same(run, known.template)):
+        if known is not None:
             return known
-        # A private copy that shares the writer's own atoms, so that the next look finds them identical.
-        template = template_of(run)
-        if template is not None:
-            try:
-                template = template if stands_for(template, serde.loads_typed(blob)) else None
-            except Exception:  # a serializer that can write this and not read it says so to whoever reads
-                template = None
-        return self._know(Element(digest, blob, len(run), template, _is_open(run)))
+        return self._know(Element(digest, blob, len(run), _template(serde, run, blob), _is_open(run)))
 
     def _know(self, element: Element) -> Element:
         self._elements[element.digest] = element
@@ -329,17 +329,20 @@ def is_worth_splitting(items: Sequence[Any]) -> bool:
     return bool(items) and not (_run_end(items, 0) == len(items) and _is_open(items))
 
 
+def _template(serde: SerializerProtocol, run: list[Any], blob: Blob) -> Template | None:
+    """A template of what decoding gives; where it can, one that shares the writer's atoms: they compare fastest."""
+    template = template_of(run)
+    if template is None:
+        return None
+    try:
+        decoded = serde.loads_typed(blob)
+    except Exception:  # a serializer that can write this and not read it says so to whoever reads
+        return None
+    return template if stands_for(template, decoded) else template_of(_run_of(decoded))
+
+
 def _digest(blob: Blob) -> bytes:
     return _hash(blob.type.encode() + b"\0" + blob.data).digest()
-
-
-def _find(old: Sequence[Element], items: Sequence[Any], place: int) -> int | None:
-    """Which of these elements surely comes next in a list."""
-    for position, element in enumerate(old):
-        template = element.template
-        if template is not None and is_same(items[place : place + element.count], template):
-            return position
-    return None
 
 
 def _common(old: Sequence[Element], elements: Sequence[Element]) -> int:

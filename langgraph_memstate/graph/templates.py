@@ -5,8 +5,8 @@ are exact, or not done at all:
 
 * A template is made of atoms, plain dictionaries and lists, and LangChain's messages, and of nothing else. Readers
   share the atoms, which cannot change, and no container.
-* A value is *the same* as a template where every atom is the identical object (or an equal text) and every container
-  has the same type, length and order. Whatever else may be: it is encoded, and the bytes decide.
+* A value is *the same* as a template where every atom is equal and of the same type, and every container has the same
+  type, length and order. Whatever else may be: it is encoded, and the bytes decide.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def stands_for(template: Template, decoded: Any) -> bool:
     """Whether a copy of the template is exactly what decoding gave."""
     copies: list[Any] = []
     copy_into(copies, template)
-    return _matches(copies, decoded, _equal_atoms)
+    return _matches(copies, decoded)
 
 
 def _flat(message: Any) -> FlatMessage | None:
@@ -168,12 +168,12 @@ def copy_into(items: list[Any], template: Template) -> None:
 def is_same(items: Sequence[Any], template: Template) -> bool:
     """Whether a run of items is surely what the template stands for."""
     if type(template) is Scalars:
-        return len(items) == len(template.values) and all(map(is_, items, template.values))
+        return len(items) == len(template.values) and all(map(_equal_atoms, items, template.values))
     if len(items) != 1:
         return False
     if type(template) is FlatMessage:
         return _is_same_message(items[0], template)
-    return _matches(items[0], template[0], is_)
+    return _matches(items[0], template[0])
 
 
 def _is_same_message(item: Any, template: FlatMessage) -> bool:
@@ -186,43 +186,48 @@ def _is_same_message(item: Any, template: FlatMessage) -> bool:
         and type(extra) is type(template.extra)
         and private is None
         and list(map(type, fields.values())) == list(map(type, template.fields.values()))
-        and all(map(is_, fields, template.fields))
+        and _equal_names(list(fields), list(template.fields))
         and (fields, names, extra) == (template.fields, template.names, template.extra)
     )
 
 
-def _equal_atoms(value: Any, other: Any) -> bool:
-    if type(value) is float and type(other) is float:
-        return struct.pack("d", value) == struct.pack("d", other)
-    return type(value) is type(other) and bool(value == other)
+def _equal_atoms(value: Any, atom: Any) -> bool:
+    if value is atom:
+        return True
+    if type(value) is not type(atom):
+        return False
+    if type(atom) is float:
+        return struct.pack("d", value) == struct.pack("d", atom)
+    return bool(value == atom)
 
 
-def _matches(value: Any, other: Any, same_atoms: Callable[[Any, Any], bool]) -> bool:
-    """`other` is copyable; `value` may be anything."""
-    kind = type(other)
+def _equal_names(names: list[Any], ours: list[str]) -> bool:
+    return len(names) == len(ours) and (
+        all(map(is_, names, ours)) or (set(map(type, names)) == {str} and names == ours)
+    )
+
+
+def _matches(value: Any, template: Any) -> bool:
+    """Whether a value, which may be anything, is the same as a copyable one."""
+    kind = type(template)
     if kind in ATOMS:
-        return same_atoms(value, other)
+        return _equal_atoms(value, template)
     if type(value) is not kind:
         return False
     if kind is dict:
-        if len(value) != len(other):
-            return False
-        return all(
-            _equal_atoms(key, name) and _matches(each, theirs, same_atoms)
-            for (key, each), (name, theirs) in zip(value.items(), other.items(), strict=True)
-        )
+        return _equal_names(list(value), list(template)) and all(map(_matches, value.values(), template.values()))
     if kind is list:
-        return len(value) == len(other) and all(map(_matches, value, other, (same_atoms for _ in other)))
+        return len(value) == len(template) and all(map(_matches, value, template))
     if kind not in _MESSAGES:
         return False
     fields, names, extra, private = _parts(value)
-    their_fields, their_names, their_extra, _ = _parts(other)
+    our_fields, our_names, our_extra, _ = _parts(template)
     return (
         private is None
         and type(names) is set
-        and names == their_names
-        and _matches(fields, their_fields, same_atoms)
-        and _matches(extra, their_extra, same_atoms)
+        and names == our_names
+        and _matches(fields, our_fields)
+        and _matches(extra, our_extra)
     )
 
 
@@ -275,7 +280,7 @@ class Outline:
         fields = list(map(itemgetter(0), parts))
         if list(map(type, chain.from_iterable(map(dict.values, fields)))) != self._types:
             return False
-        if not all(map(is_, chain.from_iterable(fields), self._names)):
+        if not _equal_names(list(chain.from_iterable(fields)), self._names):
             return False
         return parts == self._parts
 

@@ -28,12 +28,12 @@ EARLY = 10
 LENGTH = 512  # characters of a message
 WINDOW = 10  # turns around one that is named, of which the median is taken
 _CALLS = ("get_tuple", "put", "put_writes")
-_WORDS = (
+_SENTENCE = (
     "the a of to and in is that for it as with on by this from at an be are was or which not you have can we will "
     "flight train hotel ticket morning evening price budget table window garden station weather report customer "
     "order invoice number street city river mountain coffee vegetarian dinner meeting project schedule question "
     "answer reason example system message memory network database index vector search result summary travel"
-).split()
+)
 
 
 class State(TypedDict):
@@ -45,9 +45,10 @@ class DeltaState(TypedDict):
 
 
 def text(dice: random.Random) -> str:
+    vocabulary = _SENTENCE.split()
     words = ""
     while len(words) < LENGTH:
-        words += dice.choice(_WORDS) + " "
+        words += dice.choice(vocabulary) + " "
     return words[:LENGTH]
 
 

@@ -68,8 +68,8 @@ _NEVER_BEFORE_PRUNING = {
 _NEVER = {
     "a checkpoint that refers to a value that is not there": (
         "SELECT c.checkpoint_id, used.key FROM checkpoints AS c, json_each(c.manifest) AS used WHERE NOT EXISTS "
-        "(SELECT 1 FROM channel_values AS v WHERE v.thread_id = c.thread_id AND v.value_id = used.value) AND NOT EXISTS "
-        "(SELECT 1 FROM lists AS l WHERE l.thread_id = c.thread_id AND l.value_id = used.value)"
+        "(SELECT 1 FROM channel_values AS v WHERE v.thread_id = c.thread_id AND v.value_id = used.value) AND "
+        "NOT EXISTS (SELECT 1 FROM lists AS l WHERE l.thread_id = c.thread_id AND l.value_id = used.value)"
     ),
     "a value that no checkpoint refers to": (
         "SELECT thread_id, value_id FROM (SELECT thread_id, value_id FROM channel_values UNION ALL "
