@@ -67,16 +67,18 @@ def _put_checkpoint(conn: sqlite3.Connection, op: PutCheckpoint) -> None:
 
 def _put_writes(conn: sqlite3.Connection, op: PutWrites) -> None:
     for special in (True, False):
-        verb = "REPLACE" if special else "IGNORE"
-        conn.executemany(
-            f"INSERT OR {verb} INTO writes (thread_id, checkpoint_ns, checkpoint_id, task_path, task_id, idx, "
-            "channel, type, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (*op.step, op.task_path, op.task_id, row.idx, row.channel, row.value.type, packed(row.value.data))
-                for row in op.rows
-                if (row.idx < 0) is special
-            ],
-        )
+        rows = [
+            (*op.step, op.task_path, op.task_id, row.idx, row.channel, row.value.type, packed(row.value.data))
+            for row in op.rows
+            if (row.idx < 0) is special
+        ]
+        if rows:
+            verb = "REPLACE" if special else "IGNORE"
+            conn.executemany(
+                f"INSERT OR {verb} INTO writes (thread_id, checkpoint_ns, checkpoint_id, task_path, task_id, idx, "
+                "channel, type, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
 
 
 def _delete_thread(conn: sqlite3.Connection, op: DeleteThread) -> None:
@@ -143,10 +145,9 @@ def _unstage(conn: sqlite3.Connection, op: Unstage) -> None:
 
 
 def _drain(conn: sqlite3.Connection, op: Drain) -> None:
-    rows = conn.execute(f"SELECT version FROM staged WHERE {THIS_STEP} AND {NOT_LANDED}", op.step).fetchall()
-    if unknown := {version for (version,) in rows} - op.expected:
+    rows = conn.execute(f"DELETE FROM staged WHERE {THIS_STEP} RETURNING version, {NOT_LANDED}", op.step).fetchall()
+    if unknown := {version for version, waits in rows if waits} - op.expected:
         raise CommitRaced(f"{len(unknown)} memory writes were staged while the step was committed")
-    conn.execute(f"DELETE FROM staged WHERE {THIS_STEP}", op.step)
 
 
 # -- the log ----------------------------------------------------------------------------------------

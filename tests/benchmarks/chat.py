@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 import random
+import sqlite3
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -16,16 +19,19 @@ from uuid import UUID
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langgraph.channels.delta import DeltaChannel
+from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import _messages_delta_reducer, add_messages
 from langgraph.graph.state import CompiledStateGraph
 
-from tests.benchmarks.measure import Row, Session
+from langgraph_memstate import MemoryStore, MemStateCheckpointer
+from tests.benchmarks.measure import Row, Session, quartiles
 from tests.benchmarks.peers import Peer, ours, upstream
 
 CASE = "chat"
 EARLY = 10
 LENGTH = 512  # characters of a message
+BLOCK = 10  # turns
 WINDOW = 10  # turns around one that is named, of which the median is taken
 _CALLS = ("get_tuple", "put", "put_writes")
 _SENTENCE = (
@@ -93,7 +99,7 @@ class Chat:
     sizes: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, name: str, peer: Peer, folder: Path, state: type, durability: str) -> Chat:
+    def begin(cls, name: str, peer: Peer, folder: Path, state: type) -> Chat:
         dice = random.Random(1)
         meter = Meter()
         meter.watch(peer.saver)
@@ -127,15 +133,17 @@ def run(session: Session) -> list[Row]:
     rows: list[Row] = []
     for durability in ("sync", "async", "exit"):
         with ExitStack() as stack:
-            chats = list(_contenders(stack, folder / durability, durability))
+            chats = list(_contenders(stack, folder / durability))
             _talk(session, chats, turns, durability)
             rows += _rows(chats, turns, durability)
-            if durability == "sync":
-                rows += _reads(session, chats)
+    with ExitStack() as stack:
+        chats = list(_contenders(stack, folder / "read"))[:2]
+        _talk(session, chats, session.pick(334, 100), "exit" if session.quick else "sync")
+        rows += _reads(session, chats)
     return rows
 
 
-def _contenders(stack: ExitStack, folder: Path, durability: str) -> Iterator[Chat]:
+def _contenders(stack: ExitStack, folder: Path) -> Iterator[Chat]:
     folder.mkdir()
     for name, opener, state in (
         ("MemStateCheckpointer", ours, State),
@@ -144,24 +152,24 @@ def _contenders(stack: ExitStack, folder: Path, durability: str) -> Iterator[Cha
         ("SqliteSaver, DeltaChannel", upstream, DeltaState),
     ):
         place = folder / name.replace(", ", "-")
-        yield Chat.begin(name, stack.enter_context(opener(place)), place, state, durability)
+        yield Chat.begin(name, stack.enter_context(opener(place)), place, state)
 
 
 def _talk(session: Session, chats: list[Chat], turns: int, durability: str) -> None:
-    """Turn by turn, in the opposite order every other turn."""
-    for turn in range(1, turns + 1):
-        session.tell(f"{CASE}: {durability} {turn}/{turns}")
-        for chat in chats if turn % 2 else reversed(chats):
-            chat.turn(durability)
-            if turn in (turns // 10, turns):
-                chat.sizes[turn] = _settled_size(chat)
+    """In blocks of turns, in the opposite order every other block. Each block waits for its own syncs only."""
+    for block, start in enumerate(range(0, turns, BLOCK)):
+        session.tell(f"{CASE}: {durability} {start}/{turns}")
+        for chat in reversed(chats) if block % 2 else chats:
+            os.sync()
+            for turn in range(start + 1, min(start + BLOCK, turns) + 1):
+                chat.turn(durability)
+                if turn in (turns // 10, turns):
+                    chat.sizes[turn] = _settled_size(chat)
     session.tell("")
 
 
 def _settled_size(chat: Chat) -> int:
     """Bytes of the files, once the write-ahead log is copied back."""
-    import sqlite3
-
     for path in chat.folder.glob("*.db"):
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -169,40 +177,60 @@ def _settled_size(chat: Chat) -> int:
 
 
 def _rows(chats: list[Chat], turns: int, durability: str) -> list[Row]:
-    import math
-
     rows = []
     first = chats[0]
     for chat in chats:
         took, early, late = sum(chat.meter.turns), chat.meter.around(EARLY), chat.meter.around(turns)
-        low, _, high = statistics.quantiles(chat.meter.turns, n=4)
-        growth = math.log10(chat.sizes[turns] / chat.sizes[turns // 10])
+        low, median, high = quartiles(chat.meter.turns)
         notes: dict[str, float | str] = {
             "s in the saver": took,
             f"ms at {EARLY}": early * 1e3,
             f"ms at {turns}": late * 1e3,
             "late/early": late / early,
             "kB": chat.sizes[turns] / 1e3,
-            "bytes ÷ ours": chat.sizes[turns] / first.sizes[turns],
-            "disk grows as N^": growth,
+            "bytes ratio": first.sizes[turns] / chat.sizes[turns],
+            "disk grows as N^": math.log10(chat.sizes[turns] / chat.sizes[turns // 10]),
         }
         ratio = None if chat is first else sum(first.meter.turns) / took
-        median = statistics.median(chat.meter.turns)
-        rows.append(
-            Row(
-                CASE,
-                f"{durability}, {turns} turns",
-                chat.name,
-                chat.peer.saver_journal,
-                median,
-                low,
-                high,
-                ratio,
-                notes,
-            )
-        )
+        what = f"{durability}, {turns} turns"
+        rows.append(Row(CASE, what, chat.name, chat.peer.saver_journal, median, low, high, ratio, notes))
     return rows
 
 
 def _reads(session: Session, chats: list[Chat]) -> list[Row]:
-    return []
+    """Reading a finished chat; a new saver on its file has seen nothing of it."""
+    rows = []
+    turns = len(chats[0].meter.turns)
+    whats: dict[str, tuple[int, Callable[[Any, Any], object]]] = {
+        "get_tuple": (40, lambda saver, thread: saver.get_tuple(thread)),
+        "history, 10": (20, lambda saver, thread: list(saver.list(thread, limit=10))),
+        f"history, all {3 * turns}": (3, lambda saver, thread: list(saver.list(thread))),
+    }
+    for what, (times, read) in whats.items():
+        for cold in (False, True):
+            seconds: list[list[float]] = [[] for _ in chats]
+            for _ in range(times):
+                for chat, taken in zip(chats, seconds, strict=True):
+                    with _reopened(chat) if cold else nullcontext(chat.peer.saver) as saver:
+                        start = time.perf_counter()
+                        read(saver, chat.thread)
+                        taken.append(time.perf_counter() - start)
+            session.tell(f"{CASE}: {what}")
+            named = f"{what}{', new saver' if cold else ''}, {2 * turns} messages"
+            for chat, taken in zip(chats, seconds, strict=True):
+                ratio = None if chat is chats[0] else statistics.median(seconds[0]) / statistics.median(taken)
+                low, median, high = quartiles(taken)
+                rows.append(Row(CASE, named, chat.name, chat.peer.saver_journal, median, low, high, ratio))
+    session.tell("")
+    return rows
+
+
+@contextmanager
+def _reopened(chat: Chat) -> Iterator[Any]:
+    if isinstance(chat.peer.saver, MemStateCheckpointer):
+        with MemoryStore.open(chat.folder / "memory.db") as memory:
+            yield memory.checkpointer
+    else:
+        with SqliteSaver.from_conn_string(str(chat.folder / "checkpoints.db")) as saver:
+            saver.setup()
+            yield saver
