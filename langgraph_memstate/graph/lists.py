@@ -8,7 +8,7 @@ element is listed about as often.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from functools import partial
 from hashlib import blake2b
@@ -66,9 +66,9 @@ class Ancestor(NamedTuple):
 
 
 class ListVersion:
-    """A list as its elements. Nothing changes but `outline`, which the version after this one takes over."""
+    """A list as its elements. Nothing changes but the outline, which the version after this one takes over."""
 
-    __slots__ = ("chain", "depth", "elements", "hash", "kind", "length", "outline", "value_id", "weight")
+    __slots__ = ("_outline", "chain", "depth", "elements", "hash", "kind", "length", "value_id", "weight")
 
     def __init__(
         self, kind: str, elements: tuple[Element, ...], parent: ListVersion | None = None, common: int = 0
@@ -88,7 +88,7 @@ class ListVersion:
             self.length += element.count
             self.weight += element.size + 16
         self.value_id: str = self.hash.hexdigest()
-        self.outline: Outline | None = None
+        self._outline: deque[Outline] = deque(maxlen=1)
 
     def ancestors(self, common: int) -> tuple[Ancestor, ...]:
         """What a version after this one, with so many first elements of it, is based on, nearest first."""
@@ -104,20 +104,26 @@ class ListVersion:
 
     def begins(self, items: Sequence[Any]) -> bool:
         """Whether `items` surely begin with this list."""
-        outline, self.outline = self.outline, None  # not two at a time: it may be handed on
-        if outline is None:
-            outline = _outlined(Outline(), self.elements)
+        outline = self._take_outline() or _outlined(Outline(), self.elements)
         if outline is None:
             return False
         begins = outline.begins(items)
-        self.outline = outline
+        self._outline.append(outline)
         return begins
 
     def hand_outline(self, heir: ListVersion) -> None:
         """Give the outline to a version that continues this one."""
-        outline, self.outline = self.outline, None
+        outline = self._take_outline()
         if outline is not None:
-            heir.outline = _outlined(outline, heir.elements[len(self.elements) :])
+            extended = _outlined(outline, heir.elements[len(self.elements) :])
+            if extended is not None:
+                heir._outline.append(extended)
+
+    def _take_outline(self) -> Outline | None:
+        try:
+            return self._outline.pop()  # atomic: no two callers get the same one
+        except IndexError:
+            return None
 
     def items(self, serde: SerializerProtocol) -> list[Any]:
         """The list, made anew: it shares nothing that can change with any other."""
