@@ -2,20 +2,24 @@
 
 Callers put a commit in a queue and wait on its future. The thread takes whatever is waiting and applies it in one
 transaction, a savepoint each, so that concurrent callers share one fsync (group commit, DeWitt et al. 1984). A future
-resolves only after the transaction is durable.
+resolves only after the transaction is durable. LangGraph saves the writes of a task in the background and, soon after
+that of the last one, the step: such writes wait for each other and for their step, where that has paid off.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 
 from langgraph_memstate.errors import StorageClosedError
-from langgraph_memstate.storage.base import Commit, Storage
+from langgraph_memstate.storage.base import Commit, PutWrites, Stage, Storage, Unstage
 
 _MAX_GROUP = 256  # bounds how long the first caller of a group waits for the last
+_PATIENCE = 0.002  # seconds that a task's writes wait for company
+_DISCOURAGED = 8  # groups that do not wait after one that waited in vain
 
 _Queued = tuple[Commit, "Future[None]"]
 
@@ -27,6 +31,7 @@ class Writer:
         self._storage = storage
         self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
         self._closed = False
+        self._discouraged = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="memstate-writer", daemon=True)
         self._thread.start()
@@ -64,11 +69,19 @@ class Writer:
                 return
 
     def _take_waiting(self, first: _Queued) -> tuple[list[_Queued], bool]:
+        """What is to land with a commit, and whether the writer is to stop then."""
         group = [first]
+        patience = 0.0 if self._discouraged else _PATIENCE
+        self._discouraged = max(0, self._discouraged - 1)
+        deadline = time.monotonic() + patience
+        waits = True
         while len(group) < _MAX_GROUP:
+            waits = waits and _is_of_a_task(group[-1][0])
             try:
-                entry = self._queue.get_nowait()
+                entry = self._queue.get(timeout=max(0.0, deadline - time.monotonic()) if waits else 0.0)
             except queue.Empty:
+                if len(group) == 1 and waits and patience:
+                    self._discouraged = _DISCOURAGED
                 break
             if entry is None:
                 return group, True
@@ -85,3 +98,7 @@ class Writer:
                 future.set_result(None)
             else:
                 future.set_exception(outcome)
+
+
+def _is_of_a_task(commit: Commit) -> bool:
+    return all(isinstance(op, (PutWrites, Stage, Unstage)) for op in commit)

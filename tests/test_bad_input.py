@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import os
+import random
 import shutil
 import sqlite3
 import subprocess
@@ -677,9 +678,10 @@ def test_a_full_disk_takes_no_checkpoint(filled: MemoryStore) -> None:
     writer = writer_of(filled)
     (pages,) = writer.execute("PRAGMA page_count").fetchone()
     writer.execute(f"PRAGMA max_page_count={pages + 1}")
+    incompressible = random.Random(1).randbytes(100_000).hex()
     with pytest.raises(DiskFullError):
-        put_checkpoint(filled, messages=["x" * 100_000])
-    made = checkpoint(messages=["x" * 100_000])
+        put_checkpoint(filled, messages=[incompressible])
+    made = checkpoint(messages=[incompressible])
     with pytest.raises(DiskFullError):
         asyncio.run(filled.checkpointer.aput(THREAD, made, {}, made["channel_versions"]))
     writer.execute("PRAGMA max_page_count=1000000")

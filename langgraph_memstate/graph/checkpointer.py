@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import random
-import threading
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
-from hashlib import blake2b
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
@@ -37,7 +34,9 @@ from langgraph_memstate.errors import (
 from langgraph_memstate.facts import Draft
 from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.graph import pregel
+from langgraph_memstate.graph.channel_values import ChannelValues, Encoded, Fetched, Manifest, Manifests
 from langgraph_memstate.graph.codec import MemStateSerializer
+from langgraph_memstate.graph.lists import ListVersion
 from langgraph_memstate.graph.opening import Opening, ready
 from langgraph_memstate.graph.reducer import typed_names
 from langgraph_memstate.graph.refusals import Ledger, Scope, Write, current, enter
@@ -72,9 +71,6 @@ logger = logging.getLogger("langgraph_memstate")
 _PAGE = 50  # checkpoints that `list` reads at a time: no snapshot is open while it yields
 _RACES = 8  # how often a commit is prepared anew when the database moved under it
 
-Manifest = Mapping[str, tuple[Any, str]]
-"""channel -> (its version, the id of its value)"""
-
 
 class MemStateCheckpointer(BaseCheckpointSaver[str]):
     """Saves thread state in a `MemoryStore`, and lands each step's memory writes with it.
@@ -98,7 +94,8 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         self._rewinds = time_travel == "rewind"
         self.memory = memory
         self._staging = cast(Staging, memory.join_steps(Staging))
-        self._manifests = _Manifests()
+        self._manifests = Manifests()
+        self._values = ChannelValues()
 
     @classmethod
     def from_conn_string(
@@ -147,6 +144,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             latest = None if stored is None or not staged else reader.checkpoint(*stored.step[:2], None)
             base = left_behind(reader, stored.step) if self._rewinds and stored is not None else None
             rewound = () if base is None else tuple(rewind(reader, base, base.step).drafts)
+            (fetched,) = self._values.fetch(reader, self.serde, () if stored is None else (stored,)) or ({},)
         if stored is None:
             self._staging.begin(config, None, ())
             return None, self._staging.ledger(config) or Ledger()
@@ -161,7 +159,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             )
             self._staging.begin(config, stored.step, staged, self.head_of(stored), runs_again=again, rewound=rewound)
         ledger = self._staging.ledger(config) or Ledger()
-        return self._load(stored, ledger), ledger
+        return self._load(stored, fetched, ledger), ledger
 
     def _ledger(self, config: RunnableConfig) -> Ledger:
         """The ledger of the run that saves; outside a run, of the call that loaded what is changed now."""
@@ -223,13 +221,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                     before=cursor,
                     limit=_PAGE if left is None or matches else min(left, _PAGE),
                 )
-            for stored in page:
-                if matches is None or matches(metadata_of(stored)):
-                    ledger = (self._staging.ledger(config) if config else None) or Ledger()
-                    yield self._load(stored, ledger), ledger
-                    left = None if left is None else left - 1
-                    if left == 0:
-                        return
+                wanted = [stored for stored in page if matches is None or matches(metadata_of(stored))][:left]
+                fetched = self._values.fetch(reader, self.serde, wanted)
+            for stored, values in zip(wanted, fetched, strict=True):
+                ledger = (self._staging.ledger(config) if config else None) or Ledger()
+                yield self._load(stored, values, ledger), ledger
+            left = None if left is None else left - len(wanted)
             if len(page) < _PAGE:
                 return
             last = page[-1].step
@@ -238,36 +235,34 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """The writes of each channel since its nearest stored value (`seed`), along a checkpoint's ancestors.
-
-        One snapshot, and of the ancestors' values only what is asked for is loaded.
-        """
+        """The writes of each channel since its nearest stored value (`seed`), along a checkpoint's ancestors."""
         writes: dict[str, list[StoredWrite]] = {channel: [] for channel in channels}
-        seeds: dict[str, Blob] = {}
+        seeds: dict[str, str] = {}
         configurable = config["configurable"]
+        thread_id, checkpoint_ns = str(configurable["thread_id"]), configurable.get("checkpoint_ns", "")
+        checkpoint_id = get_checkpoint_id(config)
         with self.memory.storage.snapshot() as reader:
-            where = str(configurable["thread_id"]), configurable.get("checkpoint_ns", "")
-            row = reader.checkpoint(*where, get_checkpoint_id(config)) if channels else None
-            while row is not None and row.parent_id is not None and len(seeds) < len(writes):
-                row = reader.checkpoint(*where, row.parent_id)
-                if row is None:
-                    break
-                for write in reversed(row.writes):
-                    if write.channel in writes and write.channel not in seeds:
-                        writes[write.channel].append(write)
-                seeds = {name: row.values[name] for name in writes if name in row.values} | seeds
+            if channels and checkpoint_id is None:
+                checkpoint_id = reader.latest_id(thread_id, checkpoint_ns)
+            step = StepKey(thread_id, checkpoint_ns, checkpoint_id or "")
+            for channel, value_id, write in reader.ancestor_writes(step, channels) if channels else ():
+                if value_id is not None:
+                    seeds[channel] = value_id
+                if write is not None:
+                    writes[channel].append(write)
+            fetched = self._values.fetch_some(reader, self.serde, step, seeds)
         histories: dict[str, DeltaChannelHistory] = {}
-        for channel, newest_first in writes.items():
-            oldest_first = [(one.task_id, channel, self.serde.loads_typed(one.value)) for one in reversed(newest_first)]
-            histories[channel] = {"writes": oldest_first}
+        for channel, oldest_first in writes.items():
+            loaded = [(one.task_id, channel, self.serde.loads_typed(one.value)) for one in oldest_first]
+            histories[channel] = {"writes": loaded}
             if channel in seeds:
-                histories[channel]["seed"] = self.serde.loads_typed(seeds[channel])
+                histories[channel]["seed"] = self._values.decode(self.serde, fetched[seeds[channel]])
         return histories
 
-    def _load(self, stored: StoredCheckpoint, ledger: Ledger) -> CheckpointTuple:
+    def _load(self, stored: StoredCheckpoint, fetched: Fetched, ledger: Ledger) -> CheckpointTuple:
         step = stored.step
         head = self.head_of(stored)
-        values = {channel: self._value(channel, value) for channel, value in stored.values.items()}
+        values = {channel: self._value(channel, fetched[value_id]) for channel, value_id in stored.manifest.items()}
         checkpoint = cast(Checkpoint, {**head, "id": step.checkpoint_id, "ts": stored.ts, "channel_values": values})
         self._manifests.remember(step, _manifest(checkpoint, stored.manifest))
         parent = None if stored.parent_id is None else step._replace(checkpoint_id=stored.parent_id)
@@ -281,12 +276,16 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             pending_writes=[(write.task_id, write.channel, value) for write, value in writes],
         )
 
-    def _value(self, channel: str, stored: Blob) -> Any:
+    def _value(self, channel: str, stored: Blob | ListVersion) -> Any:
         """A value of a channel. A typed channel deals with one that its class does not accept any more itself."""
         try:
-            return self.serde.loads_typed(stored)
+            return self._values.decode(self.serde, stored)
         except DeserializationError as error:
-            if channel not in typed_names or not isinstance(self.serde, MemStateSerializer):
+            if (
+                channel not in typed_names
+                or not isinstance(self.serde, MemStateSerializer)
+                or not isinstance(stored, Blob)
+            ):
                 raise
             value = self.serde.loads_as_stored(stored)
             logger.warning("%s: the stored value is handed out as it is: %s", channel, error)
@@ -330,7 +329,8 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         if metadata.get("source") == "input":
             self._check_input(config, step, checkpoint)
         parent = None if (parent_id := get_checkpoint_id(config)) is None else _step(config, parent_id)
-        put = self._encode(config, step, parent, checkpoint, metadata, new_versions)
+        encoded = Encoded()
+        put = self._encode(config, step, parent, checkpoint, metadata, new_versions, encoded)
         landing = Landing()
         ends_step = self._ends_step(parent, checkpoint, metadata)
         if not (ends_step and pregel.saves_at_exit(config)):  # else its run may have had new input in between
@@ -345,13 +345,15 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             except CommitRaced:
                 if attempt + 1 == _RACES:
                     raise
-                self._manifests.forget(step.thread_id)
-                put = self._encode(config, step, None, checkpoint, metadata, new_versions)
+                self._forget(step.thread_id)
+                encoded = Encoded()
+                put = self._encode(config, step, None, checkpoint, metadata, new_versions, encoded)
             else:
                 break
         self._staging.rewound(config)
         if ends_step or not pregel.saves_at_exit(config):  # else it ends nothing: such as the root of delta channels
             self._staging.landed(config, step, parent_id, frozenset(draft.version for draft in drafts))
+        self._values.landed(step.thread_id, encoded)
         self._manifests.remember(step, _manifest(checkpoint, put.manifest))
         return pregel.config_of(step)
 
@@ -447,18 +449,18 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
+        encoded: Encoded,
     ) -> PutCheckpoint:
         """The rows of a checkpoint. A channel that kept its version since `parent` refers to the stored value."""
         known = self._manifests.recall(parent) if parent is not None else {}
         versions = checkpoint["channel_versions"]
         manifest: dict[str, str] = {}
-        values: dict[str, Blob] = {}
         for channel, value in checkpoint["channel_values"].items():
             version, value_id = known.get(channel, (None, None))
             if value_id is None or channel in new_versions or version != versions.get(channel):
-                blob = Blob(*self.serde.dumps_typed(value))
-                value_id = blake2b(blob.type.encode() + b"\0" + blob.data, digest_size=16).hexdigest()
-                values[value_id] = blob
+                # What a typed channel holds is stored whole, so that it can be read whatever has become of its class.
+                whole = channel in typed_names
+                value_id = self._values.encode(self.serde, step.thread_id, value, value_id, encoded, whole=whole)
             manifest[channel] = value_id
         head = {name: part for name, part in checkpoint.items() if name not in ("id", "ts", "channel_values")}
         described = get_serializable_checkpoint_metadata(config, metadata)
@@ -471,7 +473,9 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             metadata=_dump_metadata(described),
             run_id=None if run_id is None else str(run_id),
             manifest=manifest,
-            values=values,
+            values=encoded.values,
+            lists=encoded.lists,
+            elements=encoded.elements,
         )
 
     def put_writes(
@@ -581,9 +585,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         return needed
 
     def _change(self, op: Op, thread_id: str | None = None) -> None:
-        self._manifests.forget(thread_id)
+        self._forget(thread_id)
         self.memory.land((), (op,))
+        self._forget(thread_id)
+
+    def _forget(self, thread_id: str | None) -> None:
         self._manifests.forget(thread_id)
+        self._values.forget(thread_id)
 
     # -- the async face: the same calls, awaited ----------------------------------------------------
 
@@ -638,33 +646,6 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         return await self.memory.run(self.get_delta_channel_history, config=config, channels=channels)
-
-
-class _Manifests:
-    """Which stored value each channel of a recent checkpoint refers to; clones of a checkpointer share it."""
-
-    _SIZE = 4096
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[StepKey, Manifest] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def recall(self, step: StepKey) -> Manifest:
-        with self._lock:
-            return self._known.get(step, {})
-
-    def remember(self, step: StepKey, manifest: Manifest) -> None:
-        with self._lock:
-            self._known[step] = manifest
-            self._known.move_to_end(step)
-            while len(self._known) > self._SIZE:
-                self._known.popitem(last=False)
-
-    def forget(self, thread_id: str | None) -> None:
-        """Forget a thread, or everything."""
-        with self._lock:
-            for step in [step for step in self._known if thread_id in (None, step.thread_id)]:
-                del self._known[step]
 
 
 def _enter(config: RunnableConfig, ledger: Ledger) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from langgraph_memstate.facts import Draft, IndexPaths, LogEntry, Namespace, Pattern, Record
@@ -34,6 +34,28 @@ class Blob(NamedTuple):
 
     type: str
     data: bytes
+
+
+class ListValue(NamedTuple):
+    """A version of a list, by the digests of its elements: the first `keep` of the version `base`, then `tail`."""
+
+    kind: str
+    depth: int
+    """how many versions led here; a base has a smaller depth"""
+    base: str | None
+    """value id"""
+    keep: int
+    tail: tuple[bytes, ...]
+
+
+class StoredList(NamedTuple):
+    """A `ListValue` as it is stored: `tail` holds ids of elements, which mean something in this snapshot only."""
+
+    value_id: str
+    kind: str
+    depth: int
+    keep: int
+    tail: tuple[int, ...]
 
 
 class WriteRow(NamedTuple):
@@ -115,6 +137,15 @@ class ScoredRow(NamedTuple):
     paths: IndexPaths = None
 
 
+class AncestorWrite(NamedTuple):
+    """What one ancestor of a checkpoint says about a channel: one of its writes, or none of them."""
+
+    channel: str
+    value_id: str | None
+    """the channel's value there; an ancestor that has one is the last that is asked"""
+    write: StoredWrite | None
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The values that one current fact alone may have, among those a pattern covers (and in one namespace)."""
@@ -146,8 +177,6 @@ class StoredHead:
 
 @dataclass(frozen=True, slots=True)
 class StoredCheckpoint(StoredHead):
-    values: Mapping[str, Blob]
-    """channel -> its value"""
     writes: Sequence[StoredWrite]
 
 
@@ -157,6 +186,8 @@ class StoredCheckpoint(StoredHead):
 @dataclass(frozen=True, slots=True)
 class PutCheckpoint:
     """Store a checkpoint: its head without channel values, and the values that are new to the thread.
+
+    What it refers to and does not bring must be there, or the commit is refused with `CommitRaced`.
 
     `ts` is ISO 8601. The head holds neither that nor the id, so that a rollback can store it again as another's.
     """
@@ -170,6 +201,10 @@ class PutCheckpoint:
     manifest: Mapping[str, str]
     values: Mapping[str, Blob]
     """value id -> value; one the thread already holds is stored once"""
+    lists: Mapping[str, ListValue] = field(default_factory=dict)
+    """value id -> list; a base comes before what is based on it"""
+    elements: Mapping[bytes, Blob] = field(default_factory=dict)
+    """digest -> element of a list; one the thread already holds is stored once"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,6 +464,32 @@ class Reader(ABC):
     @abstractmethod
     def checkpoint_namespaces(self, thread_id: str) -> list[str]:
         """Where a thread has checkpoints: the graph's own namespace and those of its subgraphs."""
+
+    @abstractmethod
+    def latest_id(self, thread_id: str, checkpoint_ns: str) -> str | None:
+        """The id of the latest checkpoint of a namespace."""
+
+    @abstractmethod
+    def values(self, thread_id: str, value_ids: Sequence[str]) -> dict[str, Blob]:
+        """Those of a thread's values that are stored whole."""
+
+    @abstractmethod
+    def list_chain(self, thread_id: str, value_id: str) -> list[StoredList]:
+        """A list, the version it is based on, and so on; nothing where the thread has no such list."""
+
+    @abstractmethod
+    def digests(self, thread_id: str, ids: Sequence[int]) -> dict[int, bytes]:
+        """Digests of elements, by the ids a `StoredList` names."""
+
+    @abstractmethod
+    def elements(self, thread_id: str, ids: Sequence[int]) -> dict[int, Blob]: ...
+
+    @abstractmethod
+    def ancestor_writes(self, step: StepKey, channels: Sequence[str]) -> list[AncestorWrite]:
+        """Pending writes of some channels at the ancestors of a checkpoint, in the order LangGraph applied them.
+
+        Each channel is followed up to and including the nearest ancestor that holds a value of it.
+        """
 
     @abstractmethod
     def staged(self, step: StepKey) -> list[StagedDraft]:

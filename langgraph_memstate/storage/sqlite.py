@@ -198,30 +198,36 @@ class SQLiteStorage(Storage):
         conn.execute("BEGIN IMMEDIATE")
         try:
             for commit in commits:
-                outcomes.append(self._apply_one(conn, commit))
-            conn.execute("COMMIT")
+                outcomes.append(self._apply_one(conn, commit, alone=len(commits) == 1))
+            if conn.in_transaction:
+                conn.execute("COMMIT")
         except BaseException:
             self._rollback(conn)
             raise
         return outcomes
 
-    def _apply_one(self, conn: sqlite3.Connection, commit: Commit) -> BaseException | None:
-        """Run one commit under a savepoint. Errors that end the transaction itself are raised."""
-        conn.execute("SAVEPOINT one")
+    def _apply_one(self, conn: sqlite3.Connection, commit: Commit, *, alone: bool) -> BaseException | None:
+        """Run one commit, under a savepoint unless it is alone. Errors that end the transaction itself are raised."""
+        if not alone:
+            conn.execute("SAVEPOINT one")
         try:
             for op in commit:
                 run_op(conn, op)
         except Exception as error:
             if isinstance(error, sqlite3.Error) and not isinstance(error, _OF_ONE_COMMIT):
                 raise
-            conn.execute("ROLLBACK TO one")
-            conn.execute("RELEASE one")
+            if alone:
+                self._rollback(conn)
+            else:
+                conn.execute("ROLLBACK TO one")
+                conn.execute("RELEASE one")
             if isinstance(error, MemStateError):
                 return error
             failure = StorageError(f"a value does not fit the database: {error!r}")
             failure.__cause__ = error
             return failure
-        conn.execute("RELEASE one")
+        if not alone:
+            conn.execute("RELEASE one")
         return None
 
     @staticmethod

@@ -23,7 +23,9 @@ from langgraph_memstate.facts import (
     namespace_range,
 )
 from langgraph_memstate.filters import Condition
+from langgraph_memstate.storage import sqlite_values
 from langgraph_memstate.storage.base import (
+    AncestorWrite,
     Blob,
     Claim,
     OutboxRow,
@@ -35,10 +37,12 @@ from langgraph_memstate.storage.base import (
     StepKey,
     StoredCheckpoint,
     StoredHead,
+    StoredList,
     StoredWrite,
     VectorMark,
 )
 from langgraph_memstate.storage.checks import makes_claim
+from langgraph_memstate.storage.packing import unpacked
 from langgraph_memstate.storage.sqlite_checks import sought
 from langgraph_memstate.storage.sqlite_write import NOT_LANDED, THIS_STEP
 
@@ -167,27 +171,34 @@ class SQLiteReader(Reader):
         head = _head(row)
         return StoredCheckpoint(
             **{field.name: getattr(head, field.name) for field in fields(StoredHead)},
-            values=self._values(head.step, head.manifest),
             writes=self._writes(head.step),
         )
 
-    def _values(self, step: StepKey, manifest: Mapping[str, str]) -> dict[str, Blob]:
-        found = {
-            value_id: Blob(type_, data)
-            for value_id, type_, data in self._rows(
-                "SELECT value_id, type, data FROM channel_values "
-                "WHERE thread_id = ? AND value_id IN (SELECT value FROM json_each(?))",
-                step.thread_id, json.dumps(list(manifest.values())),
-            )
-        }  # fmt: skip
-        missing = [channel for channel, value_id in manifest.items() if value_id not in found]
-        if missing:
-            raise CorruptRowError(f"checkpoint {step.checkpoint_id} lost the value of {missing}")
-        return {channel: found[value_id] for channel, value_id in manifest.items()}
+    def latest_id(self, thread_id: str, checkpoint_ns: str) -> str | None:
+        row = self._one(
+            "SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ?",
+            thread_id, checkpoint_ns,
+        )  # fmt: skip
+        return None if row is None else row[0]
+
+    def values(self, thread_id: str, value_ids: Sequence[str]) -> dict[str, Blob]:
+        return sqlite_values.read_values(self._conn, thread_id, value_ids)
+
+    def list_chain(self, thread_id: str, value_id: str) -> list[StoredList]:
+        return sqlite_values.read_list_chain(self._conn, thread_id, value_id)
+
+    def digests(self, thread_id: str, ids: Sequence[int]) -> dict[int, bytes]:
+        return sqlite_values.read_digests(self._conn, thread_id, ids)
+
+    def elements(self, thread_id: str, ids: Sequence[int]) -> dict[int, Blob]:
+        return sqlite_values.read_elements(self._conn, thread_id, ids)
+
+    def ancestor_writes(self, step: StepKey, channels: Sequence[str]) -> list[AncestorWrite]:
+        return sqlite_values.read_ancestor_writes(self._conn, step, channels)
 
     def _writes(self, step: StepKey) -> list[StoredWrite]:
         return [
-            StoredWrite(task_id, task_path, channel, Blob(type_, data), idx)
+            StoredWrite(task_id, task_path, channel, Blob(type_, _unpacked(step, data)), idx)
             for task_id, task_path, channel, type_, data, idx in self._rows(
                 f"SELECT task_id, task_path, channel, type, data, idx FROM writes WHERE {THIS_STEP} "
                 "ORDER BY task_path, task_id, idx",
@@ -430,14 +441,21 @@ class SQLiteReader(Reader):
 
     def counts(self) -> dict[str, int]:
         tables = (
-            "checkpoints", "channel_values", "writes", "staged", "facts", "items", "vectors", "embeddings",
-            "outbox", "prepared",
+            "checkpoints", "channel_values", "lists", "elements", "writes", "staged", "facts", "items", "vectors",
+            "embeddings", "outbox", "prepared",
         )  # fmt: skip
         found = {}
         for table in tables:
             row = self._one(f"SELECT count(*) FROM {table}")
             found[table] = int(row[0]) if row else 0
         return found
+
+
+def _unpacked(step: StepKey, stored: object) -> bytes:
+    try:
+        return unpacked(stored)
+    except CorruptRowError as error:
+        raise CorruptRowError(f"checkpoint {step.checkpoint_id}: {error}") from error
 
 
 def _paths(text: str | None) -> IndexPaths:
@@ -495,7 +513,7 @@ def _head(row: Sequence[Any]) -> StoredHead:
         manifest: dict[str, str] = dict(json.loads(manifest_text))
     except (TypeError, ValueError) as error:
         raise CorruptRowError(f"checkpoint {step.checkpoint_id}: its manifest is not JSON") from error
-    return StoredHead(step, parent_id, seq, ts, Blob(head_type, head), metadata, manifest)
+    return StoredHead(step, parent_id, seq, ts, Blob(head_type, _unpacked(step, head)), metadata, manifest)
 
 
 def _narrowed(conditions: Sequence[Condition]) -> tuple[str, dict[str, Any]]:

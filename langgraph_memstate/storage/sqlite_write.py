@@ -40,7 +40,15 @@ from langgraph_memstate.storage.base import (
     Touch,
     Unstage,
 )
+from langgraph_memstate.storage.packing import packed
 from langgraph_memstate.storage.sqlite_checks import check_unchanged, check_unique
+from langgraph_memstate.storage.sqlite_values import copy_values, put_values, sweep
+
+_INSERT_CHECKPOINT = (
+    "INSERT OR {} INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_id, run_id, ts, seq, "
+    "head_type, head, metadata, manifest) "
+    "VALUES (?, ?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) FROM facts), ?, ?, ?, ?)"
+)
 
 Run = Callable[[sqlite3.Connection, Any], None]
 
@@ -57,38 +65,31 @@ def run_op(conn: sqlite3.Connection, op: Op) -> None:
 
 
 def _put_checkpoint(conn: sqlite3.Connection, op: PutCheckpoint) -> None:
-    conn.executemany(
-        "INSERT OR IGNORE INTO channel_values VALUES (?, ?, ?, ?)",
-        [(op.step.thread_id, value_id, *blob) for value_id, blob in op.values.items()],
-    )
-    conn.execute(
-        "INSERT OR REPLACE INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_id, run_id, ts, seq, "
-        "head_type, head, metadata, manifest) "
-        "VALUES (?, ?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) FROM facts), ?, ?, ?, ?)",
-        (*op.step, op.parent_id, op.run_id, op.ts, *op.head, op.metadata, _json(dict(op.manifest))),
-    )
-    reused = set(op.manifest.values()) - op.values.keys()
-    if reused:
-        (held,) = conn.execute(
-            "SELECT count(*) FROM channel_values WHERE thread_id = ? AND value_id IN (SELECT value FROM json_each(?))",
-            (op.step.thread_id, json.dumps(list(reused))),
-        ).fetchone()
-        if held < len(reused):
-            raise CommitRaced("values of the checkpoint before this one were deleted meanwhile")
+    put_values(conn, op)
+    row = (
+        *op.step, op.parent_id, op.run_id, op.ts, op.head.type, packed(op.head.data), op.metadata,
+        _json(dict(op.manifest)),
+    )  # fmt: skip
+    inserted = conn.execute(_INSERT_CHECKPOINT.format("IGNORE"), row).rowcount
+    if not inserted:  # put again, perhaps with other values
+        conn.execute(_INSERT_CHECKPOINT.format("REPLACE"), row)
+        sweep(conn, op.step.thread_id)
 
 
 def _put_writes(conn: sqlite3.Connection, op: PutWrites) -> None:
     for special in (True, False):
-        verb = "REPLACE" if special else "IGNORE"
-        conn.executemany(
-            f"INSERT OR {verb} INTO writes (thread_id, checkpoint_ns, checkpoint_id, task_path, task_id, idx, "
-            "channel, type, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (*op.step, op.task_path, op.task_id, row.idx, row.channel, *row.value)
-                for row in op.rows
-                if (row.idx < 0) is special
-            ],
-        )
+        rows = [
+            (*op.step, op.task_path, op.task_id, row.idx, row.channel, row.value.type, packed(row.value.data))
+            for row in op.rows
+            if (row.idx < 0) is special
+        ]
+        if rows:
+            verb = "REPLACE" if special else "IGNORE"
+            conn.executemany(
+                f"INSERT OR {verb} INTO writes (thread_id, checkpoint_ns, checkpoint_id, task_path, task_id, idx, "
+                "channel, type, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
 
 
 def _drop_writes(conn: sqlite3.Connection, op: DropWrites) -> None:
@@ -99,7 +100,7 @@ def _drop_writes(conn: sqlite3.Connection, op: DropWrites) -> None:
 
 
 def _delete_thread(conn: sqlite3.Connection, op: DeleteThread) -> None:
-    for table in ("checkpoints", "channel_values", "writes", "staged"):
+    for table in ("checkpoints", "channel_values", "lists", "elements", "writes", "staged"):
         conn.execute(f"DELETE FROM {table} WHERE thread_id = ?", (op.thread_id,))
 
 
@@ -118,18 +119,14 @@ def _delete_checkpoints(conn: sqlite3.Connection, op: DeleteCheckpoints) -> None
     for table in ("checkpoints", "writes", "staged"):
         conn.executemany(f"DELETE FROM {table} WHERE {THIS_STEP}", op.steps)
     for thread_id in {step.thread_id for step in op.steps}:
-        conn.execute(
-            "DELETE FROM channel_values WHERE thread_id = ?1 AND value_id NOT IN ("
-            "SELECT used.value FROM checkpoints, json_each(checkpoints.manifest) AS used "
-            "WHERE checkpoints.thread_id = ?1)",
-            (thread_id,),
-        )
+        sweep(conn, thread_id)
 
 
 def _copy_thread(conn: sqlite3.Connection, op: CopyThread) -> None:
+    if op.source == op.target:
+        return
     columns = {
         "checkpoints": "checkpoint_ns, checkpoint_id, parent_id, run_id, ts, seq, head_type, head, metadata, manifest",
-        "channel_values": "value_id, type, data",
         "writes": "checkpoint_ns, checkpoint_id, task_path, task_id, idx, channel, type, data",
         "staged": "checkpoint_ns, checkpoint_id, task_id, ord, task_path, version, ns, key, draft",
     }
@@ -138,6 +135,8 @@ def _copy_thread(conn: sqlite3.Connection, op: CopyThread) -> None:
             f"INSERT OR REPLACE INTO {table} (thread_id, {copied}) SELECT ?, {copied} FROM {table} WHERE thread_id = ?",
             (op.target, op.source),
         )
+    copy_values(conn, op.source, op.target)
+    sweep(conn, op.target)  # a checkpoint may have taken the place of another
 
 
 # -- staged work ------------------------------------------------------------------------------------
@@ -174,10 +173,9 @@ def _unstage(conn: sqlite3.Connection, op: Unstage) -> None:
 
 
 def _drain(conn: sqlite3.Connection, op: Drain) -> None:
-    rows = conn.execute(f"SELECT version FROM staged WHERE {THIS_STEP} AND {NOT_LANDED}", op.step).fetchall()
-    if unknown := {version for (version,) in rows} - op.expected:
+    rows = conn.execute(f"DELETE FROM staged WHERE {THIS_STEP} RETURNING version, {NOT_LANDED}", op.step).fetchall()
+    if unknown := {version for version, waits in rows if waits} - op.expected:
         raise CommitRaced(f"{len(unknown)} memory writes were staged while the step was committed")
-    conn.execute(f"DELETE FROM staged WHERE {THIS_STEP}", op.step)
 
 
 # -- the log ----------------------------------------------------------------------------------------

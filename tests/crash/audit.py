@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from langgraph_memstate import MemoryStore
+from langgraph_memstate.storage.sqlite_values import load_ids
 
 Rows = list[tuple[object, ...]]
 
@@ -33,7 +34,16 @@ def audit(path: Path, *, settled: bool = False, pruned: bool = False) -> list[st
         queries = _NEVER | (_NEVER_WHEN_SETTLED if settled else {}) | ({} if pruned else _NEVER_BEFORE_PRUNING)
         for what, query in queries.items():
             found += [f"{what}: {row}" for row in rows(query)]
+        found += _wrong_elements(rows("SELECT thread_id, elements FROM lists"),
+                                 rows("SELECT thread_id, id FROM elements"))  # fmt: skip
     return found
+
+
+def _wrong_elements(lists: Rows, elements: Rows) -> list[str]:
+    """Every element of a list is there, in its thread, and every element is of a list."""
+    used = {(thread_id, id_) for thread_id, ids in lists for id_ in load_ids(ids)}
+    lost = [f"an element that a list refers to is not there: {one}" for one in sorted(used - set(elements), key=str)]
+    return lost + [f"an element of no list: {one}" for one in sorted(set(elements) - used, key=str)]
 
 
 def _wrong_items(log: Rows, items: Rows) -> list[str]:
@@ -58,7 +68,17 @@ _NEVER_BEFORE_PRUNING = {
 _NEVER = {
     "a checkpoint that refers to a value that is not there": (
         "SELECT c.checkpoint_id, used.key FROM checkpoints AS c, json_each(c.manifest) AS used WHERE NOT EXISTS "
-        "(SELECT 1 FROM channel_values AS v WHERE v.thread_id = c.thread_id AND v.value_id = used.value)"
+        "(SELECT 1 FROM channel_values AS v WHERE v.thread_id = c.thread_id AND v.value_id = used.value) AND "
+        "NOT EXISTS (SELECT 1 FROM lists AS l WHERE l.thread_id = c.thread_id AND l.value_id = used.value)"
+    ),
+    "a value that no checkpoint refers to": (
+        "SELECT thread_id, value_id FROM (SELECT thread_id, value_id FROM channel_values UNION ALL "
+        "SELECT thread_id, value_id FROM lists) AS v WHERE NOT EXISTS (SELECT 1 FROM checkpoints AS c, "
+        "json_each(c.manifest) AS used WHERE c.thread_id = v.thread_id AND used.value = v.value_id)"
+    ),
+    "a list whose base is not an older version of the same thread": (
+        "SELECT id FROM lists AS l WHERE base IS NOT NULL AND NOT EXISTS (SELECT 1 FROM lists AS b WHERE "
+        "b.id = l.base AND b.id < l.id AND b.thread_id = l.thread_id)"
     ),
     "staged work that is in the log already": (
         "SELECT version FROM staged WHERE version IN (SELECT version FROM facts)"

@@ -82,7 +82,9 @@ def _no_transaction() -> None:
 
 
 def _swallowed_error() -> None:
-    def apply_one(self: SQLiteStorage, conn: sqlite3.Connection, commit: Commit) -> BaseException | None:
+    def apply_one(
+        self: SQLiteStorage, conn: sqlite3.Connection, commit: Commit, *, alone: bool
+    ) -> BaseException | None:
         try:
             for op in commit:
                 sqlite_write.run_op(conn, op)

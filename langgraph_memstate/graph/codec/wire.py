@@ -44,6 +44,8 @@ except ImportError as exc:
         "install one that this release of langgraph-memstate supports."
     ) from exc
 
+DeltaSnapshot = _DeltaSnapshot
+
 # How deep typed values may nest. The decoder takes about 550 bytes of stack for each open container and a few
 # kilobytes for each typed value, and does not limit their sum: 20 kB of a hostile row would end the process.
 MAX_TYPED_DEPTH = 200
@@ -128,7 +130,7 @@ class _Writer:
             cls = type(obj)
             if cls is tuple:
                 return ormsgpack.Ext(TUPLE, self.pack(list(obj)))
-            if cls is _DeltaSnapshot:
+            if cls is DeltaSnapshot:
                 return ormsgpack.Ext(DELTA_SNAPSHOT, self.pack(obj.value))
             shape = self.shapes.get(cls)
             if shape is None:
@@ -288,7 +290,7 @@ class Reader:
         if code == TUPLE and type(row) is list:
             return tuple(row)
         if code == DELTA_SNAPSHOT:
-            return _DeltaSnapshot(row)
+            return DeltaSnapshot(row)
         if code == NUMPY_ARRAY:
             return _array(row)
         named = type(row) is list and len(row) > 2 and type(row[0]) is str and type(row[1]) is str

@@ -24,13 +24,37 @@ CREATE TABLE checkpoints (
 CREATE INDEX checkpoints_by_id ON checkpoints (checkpoint_id);
 CREATE INDEX checkpoints_by_run ON checkpoints (run_id) WHERE run_id IS NOT NULL;
 
--- Equal values of a thread are stored once; value_id is a hash of type and bytes.
+-- Equal values of a thread are stored once; value_id is a hash of type and bytes, or of a list's elements.
+-- Serialised values are packed; see packing.py.
 CREATE TABLE channel_values (
     thread_id TEXT NOT NULL,
     value_id  TEXT NOT NULL,
     type      TEXT NOT NULL,
     data      BLOB NOT NULL,
     PRIMARY KEY (thread_id, value_id)
+) STRICT;
+
+-- A version of a list: the first `keep` elements of another version (`base`), then these.
+CREATE TABLE lists (
+    id        INTEGER PRIMARY KEY,
+    thread_id TEXT NOT NULL,
+    value_id  TEXT NOT NULL,
+    kind      TEXT NOT NULL,
+    depth     INTEGER NOT NULL,       -- how many versions led here; says which one is the base
+    base      INTEGER,                -- id; its depth is smaller
+    keep      INTEGER NOT NULL,
+    elements  BLOB NOT NULL,          -- ids, as packed JSON of their differences
+    UNIQUE (thread_id, value_id)
+) STRICT;
+
+-- Equal elements of a thread are stored once; digest is a hash of type and bytes.
+CREATE TABLE elements (
+    id        INTEGER PRIMARY KEY,
+    thread_id TEXT NOT NULL,
+    digest    BLOB NOT NULL,
+    type      TEXT NOT NULL,
+    data      BLOB NOT NULL,
+    UNIQUE (thread_id, digest)
 ) STRICT;
 
 CREATE TABLE writes (

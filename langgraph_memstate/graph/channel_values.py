@@ -1,0 +1,150 @@
+"""Channel values of checkpoints: what a new checkpoint has to bring, and the values of a stored one.
+
+Lists are stored by their elements (`lists`), anything else whole, once per distinct value of a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from langgraph_memstate.errors import CorruptRowError
+from langgraph_memstate.graph.codec.wire import DeltaSnapshot
+from langgraph_memstate.graph.lists import Lists, ListVersion, is_worth_splitting
+from langgraph_memstate.storage.base import Blob, ListValue, Reader, StepKey, StoredCheckpoint
+
+_LIST, _DELTA = "list", "delta"
+
+Manifest = Mapping[str, tuple[Any, str]]
+"""channel -> (its version, the id of its value)"""
+
+Fetched = Mapping[str, Blob | ListVersion]
+"""value id -> its value, not made yet"""
+
+
+@dataclass(slots=True)
+class Encoded:
+    """What a checkpoint brings that its parent does not have."""
+
+    values: dict[str, Blob] = field(default_factory=dict)
+    versions: list[ListVersion] = field(default_factory=list)
+    elements: dict[bytes, Blob] = field(default_factory=dict)
+
+    @property
+    def lists(self) -> dict[str, ListValue]:
+        return {version.value_id: version.to_store() for version in self.versions}
+
+
+class ChannelValues:
+    """Encodes and decodes channel values; clones of a checkpointer share it, each with its own serializer."""
+
+    def __init__(self) -> None:
+        self._lists = Lists()
+
+    def encode(
+        self,
+        serde: SerializerProtocol,
+        thread_id: str,
+        value: Any,
+        before: str | None,
+        encoded: Encoded,
+        *,
+        whole: bool = False,
+    ) -> str:
+        """Add a value to what a checkpoint brings, and return its id.
+
+        `before`: the channel's value until now. `whole`: never by its elements.
+        """
+        kind = None if whole else _kind(value)
+        if kind is None:
+            blob = Blob(*serde.dumps_typed(value))
+            value_id = blake2b(blob.type.encode() + b"\0" + blob.data, digest_size=16).hexdigest()
+            encoded.values[value_id] = blob
+            return value_id
+        items = value if kind == _LIST else value.value
+        parent = None if before is None else self._lists.recall(thread_id, before)
+        version, elements = self._lists.encode(serde, kind, items, parent)
+        if version is not parent:
+            encoded.versions.append(version)
+            encoded.elements.update(elements)
+        return version.value_id
+
+    def landed(self, thread_id: str, encoded: Encoded) -> None:
+        """Keep what was committed for the next checkpoint."""
+        for version in encoded.versions:
+            self._lists.remember(thread_id, version)
+
+    def fetch(self, reader: Reader, serde: SerializerProtocol, page: Sequence[StoredCheckpoint]) -> list[Fetched]:
+        """The values of checkpoints, from their snapshot.
+
+        Raises:
+            CorruptRowError: a value is not there, or not what was written; the message names the checkpoint.
+        """
+        return [self.fetch_some(reader, serde, stored.step, stored.manifest) for stored in page]
+
+    def fetch_some(
+        self, reader: Reader, serde: SerializerProtocol, step: StepKey, manifest: Mapping[str, str]
+    ) -> Fetched:
+        """The values of some channels of one checkpoint, by channel and value id."""
+        wanted = list(dict.fromkeys(manifest.values()))
+        if not wanted:
+            return {}
+        try:
+            lists = self._lists.fetch(reader, serde, step.thread_id, wanted)
+            whole = [value_id for value_id in wanted if value_id not in lists]
+            values = reader.values(step.thread_id, whole) if whole else {}
+        except CorruptRowError as error:
+            raise CorruptRowError(f"checkpoint {step.checkpoint_id}: {error}") from error
+        missing = [channel for channel, value_id in manifest.items() if value_id not in lists.keys() | values.keys()]
+        if missing:
+            raise CorruptRowError(f"checkpoint {step.checkpoint_id} lost the value of {missing}")
+        return {**lists, **values}
+
+    def decode(self, serde: SerializerProtocol, fetched: Blob | ListVersion) -> Any:
+        """The value, made anew."""
+        if isinstance(fetched, Blob):
+            return serde.loads_typed(fetched)
+        items = fetched.items(serde)
+        return items if fetched.kind == _LIST else DeltaSnapshot(items)
+
+    def forget(self, thread_id: str | None) -> None:
+        self._lists.forget(thread_id)
+
+
+def _kind(value: Any) -> str | None:
+    """How a value is split; None where it is stored whole."""
+    kind, items = (_DELTA, value.value) if type(value) is DeltaSnapshot else (_LIST, value)
+    return kind if type(items) is list and is_worth_splitting(items) else None
+
+
+class Manifests:
+    """Which stored value each channel of a recent checkpoint refers to; clones of a checkpointer share it."""
+
+    _SIZE = 4096
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[StepKey, Manifest] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def recall(self, step: StepKey) -> Manifest:
+        with self._lock:
+            return self._known.get(step, {})
+
+    def remember(self, step: StepKey, manifest: Manifest) -> None:
+        with self._lock:
+            self._known[step] = manifest
+            self._known.move_to_end(step)
+            while len(self._known) > self._SIZE:
+                self._known.popitem(last=False)
+
+    def forget(self, thread_id: str | None) -> None:
+        """Forget a thread, or everything."""
+        with self._lock:
+            for step in [step for step in self._known if thread_id in (None, step.thread_id)]:
+                del self._known[step]
