@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from langgraph_memstate.errors import CorruptRowError, SerializationError
+from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.graph.templates import (
     ATOMS,
     Outline,
@@ -154,6 +155,17 @@ def _outlined(outline: Outline, elements: Sequence[Element]) -> Outline | None:
 
 def _decoded(serde: SerializerProtocol, blob: Blob) -> list[Any]:
     return _run_of(serde.loads_typed(blob))
+
+
+def _decoded_all(serde: SerializerProtocol, blobs: Sequence[Blob]) -> list[list[Any]]:
+    """Many runs: with our own serializer as one value, so that each type is looked up once."""
+    if type(serde) is not MemStateSerializer or any(blob.type != "msgpack" for blob in blobs):
+        return [_decoded(serde, blob) for blob in blobs]
+    array = b"\xdd" + len(blobs).to_bytes(4, "big")  # of so many values, which follow
+    runs = serde.loads_typed(("msgpack", array + b"".join(blob.data for blob in blobs)))
+    if len(runs) != len(blobs):
+        raise CorruptRowError("an element of a list is more than one value")
+    return list(map(_run_of, runs))
 
 
 def _run_of(decoded: Any) -> list[Any]:
@@ -320,10 +332,10 @@ class Lists:
             else:
                 seen[id_] = known
         with gc_paused():
-            for id_, blob in reader.elements(thread_id, missing).items():
-                if _digest(blob) != digests[id_]:
-                    raise CorruptRowError("an element of a list is not what was written: its digest differs")
-                items = _decoded(serde, blob)
+            blobs = reader.elements(thread_id, missing) if missing else {}
+            if any(_digest(blob) != digests[id_] for id_, blob in blobs.items()):
+                raise CorruptRowError("an element of a list is not what was written: its digest differs")
+            for (id_, blob), items in zip(blobs.items(), _decoded_all(serde, list(blobs.values())), strict=True):
                 element = Element(digests[id_], blob, len(items), template_of(items), _is_open(items))
                 seen[id_] = self._know(element)
         if not seen.keys() >= set(ids):

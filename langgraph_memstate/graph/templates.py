@@ -73,9 +73,9 @@ def template_of(items: list[Any]) -> Template | None:
     """A template of one item, or of a run of atoms; None where there can be none. It is the caller's to keep."""
     if all(type(item) in ATOMS for item in items):
         return Scalars(tuple(items))
-    if len(items) != 1 or not _is_copyable(items[0], _DEEPEST):
+    if len(items) != 1:
         return None
-    return _flat(items[0]) or Whole(copied(items[0]))
+    return _flat(items[0]) or (Whole(copied(items[0])) if _is_copyable(items[0], _DEEPEST) else None)
 
 
 def stands_for(template: Template, decoded: Any) -> bool:
@@ -89,7 +89,7 @@ def _flat(message: Any) -> FlatMessage | None:
     if type(message) not in _MESSAGES:
         return None
     fields, names, extra, private = _parts(message)
-    if extra or private is not None:
+    if extra or private is not None or not _is_named(fields, names):
         return None
     empty = []
     for name, value in fields.items():
@@ -117,9 +117,11 @@ def _is_copyable(value: Any, levels: int) -> bool:
     if kind not in _MESSAGES:
         return False
     fields, names, extra, private = _parts(value)
-    if type(fields) is not dict or type(names) is not set or private is not None:
-        return False
-    return all(type(name) is str for name in names) and _is_copyable([fields, extra], levels - 1)
+    return private is None and _is_named(fields, names) and _is_copyable([fields, extra], levels - 1)
+
+
+def _is_named(fields: Any, names: Any) -> bool:
+    return type(fields) is dict and type(names) is set and set(map(type, names)) <= {str}
 
 
 # -- copying ----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import operator
 import sqlite3
 import threading
 from collections import OrderedDict
@@ -32,6 +33,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import _messages_delta_reducer, add_messages
+from langgraph.types import Send
 
 from langgraph_memstate import MemoryStore, MemStateCheckpointer
 from langgraph_memstate.errors import CorruptRowError, MemStateError, SerializationError
@@ -730,3 +732,42 @@ def test_a_stricter_clone_refuses_what_the_cache_holds(memory: MemoryStore) -> N
 class Unlisted(OrderedDict[str, str]):
     def __init__(self, *args: Any) -> None:
         super().__init__({"k": str(args)})
+
+
+# -- few transactions --------------------------------------------------------------------------------------------
+
+
+class Fan(TypedDict):
+    found: Annotated[list[int], operator.add]
+
+
+def commits_of(memory: MemoryStore, work: Callable[[], object]) -> int:
+    seen: list[str] = []
+    writer = memory.storage._writer  # type: ignore[attr-defined]
+    writer.set_trace_callback(seen.append)
+    try:
+        work()
+    finally:
+        writer.set_trace_callback(None)
+    return seen.count("COMMIT")
+
+
+def test_the_writes_of_a_wide_fan_out_share_transactions(file_memory: MemoryStore) -> None:
+    graph = StateGraph(Fan)
+    graph.add_node("find", lambda state: {"found": [state["n"]]})
+    graph.add_conditional_edges(START, lambda state: [Send("find", {"n": n}) for n in range(50)])
+    compiled = graph.compile(checkpointer=file_memory.checkpointer)
+    results: list[Any] = []
+    commits = commits_of(file_memory, lambda: results.append(compiled.invoke({"found": []}, at("t"))))
+    assert results == [{"found": list(range(50))}]
+    assert commits <= 30, "of 51 tasks and 3 checkpoints"
+
+
+def test_a_tasks_writes_that_nothing_follows_land_all_the_same(file_memory: MemoryStore) -> None:
+    saver = file_memory.checkpointer
+    config = put(saver, {"a": 1}, at("t"))
+    for number in range(30):
+        saver.put_writes(config, [("a", number)], f"task-{number:02}")
+    found = saver.get_tuple(config)
+    assert found is not None
+    assert [value for _, _, value in found.pending_writes or ()] == list(range(30))
