@@ -382,9 +382,9 @@ class MemoryStore:
 
     def history(self, namespace: str | Namespace, key: str) -> list[LogEntry]:
         """Every version a fact ever had, oldest first."""
-        namespace = check_namespace(namespace)
-        entries = self.log(namespace=namespace, key=check_key(key))
-        return [entry for entry in entries if entry.namespace == namespace]
+        self._check_open()
+        with self.storage.snapshot() as reader:
+            return list(reader.versions(check_namespace(namespace), check_key(key)))[::-1]
 
     def log(
         self,

@@ -137,7 +137,7 @@ def plan_undo(
             if theirs.thread_id == thread_id or on_conflict == "keep":
                 undo.kept.append(address)
                 continue
-            ours = next(filter(is_undone, _of(reader, address, newest_first=True)))
+            ours = next(filter(is_undone, reader.versions(*address)))
             conflicts.append(Conflict(*address, ours.version, theirs.version))
         goals.append((address, before))
     if conflicts and on_conflict == "raise":
@@ -165,7 +165,7 @@ def _versions(
     """The entry by which others have replaced what is undone, if any, and the one a fact goes back to."""
     theirs: LogEntry | None = None
     covered = False  # by an undone entry: what others wrote before that is nobody's loss
-    for entry in _of(reader, address, newest_first=True):
+    for entry in reader.versions(*address):
         if is_undone(entry):
             covered = True
         elif entry.seq < first or (covered and theirs is None):
@@ -173,12 +173,6 @@ def _versions(
         elif not covered and theirs is None and not _is_expiry(entry):
             theirs = entry
     return theirs, None
-
-
-def _of(reader: Reader, address: Address, *, newest_first: bool = False) -> Iterable[LogEntry]:
-    namespace, key = address
-    entries = reader.log(prefix=namespace, key=key, newest_first=newest_first)
-    return (entry for entry in entries if entry.namespace == namespace)
 
 
 def _is_expiry(entry: LogEntry) -> bool:
@@ -218,7 +212,8 @@ def plan_commits(reader: Reader, request: RollbackRequest) -> RollbackPlan:
         raise RollbackError("turns are of a thread that a graph has run on; give its thread_id, or steps")
 
     def is_ours(entry: LogEntry) -> bool:
-        return entry.checkpoint_id is None and (request.thread_id is None or entry.thread_id == request.thread_id)
+        ours = request.thread_id is None or entry.thread_id == request.thread_id
+        return ours and entry.checkpoint_id is None and not _is_expiry(entry)
 
     last, to, steps = reader.last_seq(), request.to, request.steps or 1
     if to is None:

@@ -81,9 +81,26 @@ def step_before(chain: Iterator[StoredHead], steps: int) -> tuple[StoredHead | N
         RollbackError: the chain is shorter.
     """
     found = list(islice(chain, steps + 1))
-    if len(found) < steps:
-        raise RollbackError(f"there are {len(found)} steps to undo, not {steps}")
-    return (found[steps] if len(found) > steps else None), steps
+    if len(found) > steps:
+        return found[steps], steps
+    undoable = len(found) - is_before_first(found[-1]) if found else 0
+    if undoable < steps:
+        raise RollbackError(f"there are {undoable} steps to undo, not {steps}")
+    _check_first(found[-1])
+    return None, steps
+
+
+def is_before_first(checkpoint: StoredHead) -> bool:
+    """Whether a checkpoint is the empty state that a rollback of all steps left."""
+    rollback = metadata_of(checkpoint).get("rollback")
+    return rollback is not None and rollback["to"] is None
+
+
+def _check_first(checkpoint: StoredHead) -> None:
+    if checkpoint.parent_id is not None:
+        raise RollbackError(
+            f"what came before {checkpoint.step.checkpoint_id} was pruned; there is no going back to it"
+        )
 
 
 def _before_turns(chain: Iterator[StoredHead], turns: int) -> tuple[StoredHead | None, int]:
@@ -95,6 +112,8 @@ def _before_turns(chain: Iterator[StoredHead], turns: int) -> tuple[StoredHead |
         if begins_turn(checkpoint, parent):
             undone += 1
             if undone == turns:
+                if parent is None:
+                    _check_first(checkpoint)
                 return parent, steps
         checkpoint = parent
     raise RollbackError(f"there are {undone} turns to undo, not {turns}")

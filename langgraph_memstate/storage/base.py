@@ -407,6 +407,10 @@ class Reader(ABC):
         """Entries with a sequence above `after` and not above `until`; `origin` names fields of `Origin`."""
 
     @abstractmethod
+    def versions(self, namespace: Namespace, key: str) -> Iterator[LogEntry]:
+        """Every entry of one item, newest first."""
+
+    @abstractmethod
     def seq_at(self, ts: float) -> int:
         """The log's last sequence at a time, in seconds since 1970."""
 

@@ -255,7 +255,6 @@ def _forget(conn: sqlite3.Connection, op: Forget) -> None:
         if (wanted := getattr(op, column)) is not None:
             where += f" AND {column} = ?"
             parameters.append(wanted)
-    conn.execute("PRAGMA secure_delete = ON")  # what was erased is overwritten in the file as well
     versions = f"(SELECT version FROM facts WHERE {where})"
     conn.execute(f"DELETE FROM staged WHERE {where}", parameters)
     conn.execute(f"DELETE FROM outbox WHERE op <> 'delete' AND version IN {versions}", parameters)
