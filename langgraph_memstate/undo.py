@@ -185,7 +185,8 @@ def _add(undo: Undo, reader: Reader, address: Address, before: LogEntry | None, 
     undo.current.append((namespace, key, None if current is None else current.version))
     now = time.time()
     if before is None or before.value is None:
-        undo.removed.append(address)
+        if current is not None:
+            undo.removed.append(address)
         undo.drafts.append(Draft(new_version(), namespace, key, "delete", None, ts=now, origin=origin, undoes=to))
         return
     undo.restored.append(address)
@@ -218,7 +219,7 @@ def plan_commits(reader: Reader, request: RollbackRequest) -> RollbackPlan:
     last, to, steps = reader.last_seq(), request.to, request.steps or 1
     if to is None:
         to = _before_commits(filter(is_ours, reader.log(newest_first=True)), steps)
-    elif not isinstance(to, int) or not 0 <= to <= last:
+    elif not isinstance(to, int) or isinstance(to, bool) or not 0 <= to <= last:
         raise RollbackError(f"the log goes from 0 to {last}; {to!r} is not in it")
 
     def is_undone(entry: LogEntry) -> bool:
