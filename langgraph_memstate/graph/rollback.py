@@ -145,8 +145,19 @@ def _named(reader: Reader, chain: Iterator[StoredHead], head: StoredHead, to: An
 
 
 def _before_first(reader: Reader, head: StoredHead) -> int:
-    """The log's sequence before a thread's first checkpoint."""
+    """The log's sequence before a thread's first checkpoint.
+
+    Raises:
+        RollbackError: that was pruned, and only the twin is left that a rollback made of it.
+    """
     *_, first = reader.ancestors(*head.step)
+    while (rollback := metadata_of(first).get("rollback")) is not None:
+        original = next(reader.ancestors(*first.step[:2], rollback["to"]), None)
+        if original is None:
+            raise RollbackError(
+                f"{rollback['to']}, the thread's first checkpoint, was pruned; there is no going before"
+            )
+        first = original
     landed = reader.log(origin={"thread_id": first.step.thread_id, "checkpoint_id": first.step.checkpoint_id}, limit=1)
     return min((entry.seq - 1 for entry in landed), default=first.seq)
 
