@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 from langgraph.channels.delta import DeltaChannel
+from langgraph.channels.topic import Topic
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.store.base import BaseStore
@@ -181,7 +182,7 @@ def test_it_counts_when_it_is_sent_to(memory: MemoryStore) -> None:
     builder.add_node("back", RollbackNode(1, goto="attempt", max_rollbacks=2, otherwise=END))
     builder.add_edge(START, "attempt")
     graph = builder.compile(checkpointer=memory.checkpointer, store=memory.store)
-    assert graph.invoke({"last": "in"}, T)["last"] == "3"
+    assert graph.invoke({"last": "in"}, {**T, "recursion_limit": 20})["last"] == "3"
     assert runs == 3
 
 
@@ -315,10 +316,7 @@ def test_channels_of_other_branches_and_private_ones(memory: MemoryStore) -> Non
     assert tries == [("first", ["first"])] * 3
 
 
-def test_a_channel_that_only_grows_is_told(memory: MemoryStore) -> None:
-    def keep_the_longest(held: str, new: Any) -> str:
-        return held if isinstance(new, str) and len(new) < len(held) else str(new)
-
+def test_a_delta_channel_of_text(memory: MemoryStore) -> None:
     class Grows(TypedDict, total=False):
         word: Annotated[str, DeltaChannel(lambda held, writes: held + "".join(writes), snapshot_frequency=100)]
 
@@ -330,6 +328,26 @@ def test_a_channel_that_only_grows_is_told(memory: MemoryStore) -> None:
     graph = builder.compile(checkpointer=memory.checkpointer, store=memory.store)
     graph.invoke({"word": "in"}, T)
     assert graph.get_state(T).values["word"] == "in"
+
+
+def test_a_channel_that_only_grows_is_told(memory: MemoryStore) -> None:
+    class Grows(TypedDict, total=False):
+        words: Annotated[list[str], Topic(str, accumulate=True)]
+        last: str
+
+    for keep, wanted in (((), None), (("words",), ["in", "more"])):
+        builder = StateGraph(Grows)
+        builder.add_node("write", lambda state: {"words": ["more"], "last": "written"})
+        builder.add_node("back", RollbackNode(1, keep=keep))
+        builder.add_edge(START, "write")
+        builder.add_edge("write", "back")
+        graph = builder.compile(checkpointer=memory.checkpointer, store=memory.store)
+        config: Any = {"configurable": {"thread_id": str(keep)}}
+        if wanted is None:
+            with pytest.raises(RollbackError, match="only added to"):
+                graph.invoke({"words": ["in"], "last": "in"}, config)
+        else:
+            assert graph.invoke({"words": ["in"], "last": "in"}, config) == {"words": wanted, "last": "in"}
 
 
 # -- with other things LangGraph does ---------------------------------------------------------------
@@ -501,11 +519,11 @@ def test_what_another_thread_changed_meanwhile(memory: MemoryStore, on_conflict:
     graph = builder.compile(checkpointer=memory.checkpointer, store=memory.store)
     if on_conflict == "raise":
         with pytest.raises(RollbackConflict):
-            graph.invoke({"last": "in"}, T)
+            graph.invoke({"last": "in"}, T, durability="sync")
         assert facts(memory) == {"shared": "theirs", "own": "ours"}
         assert graph.get_state(T).values["last"] == "ours"
     else:
-        assert graph.invoke({"last": "in"}, T)["last"] == "in"
+        assert graph.invoke({"last": "in"}, T, durability="sync")["last"] == "in"
         assert facts(memory) == ({"shared": "theirs"} if on_conflict == "keep" else {})
 
 
