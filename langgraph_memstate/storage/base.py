@@ -302,6 +302,8 @@ class Forget:
     prefix: Namespace = ()
     key: str | None = None
     thread_id: str | None = None
+    copies: tuple[str, ...] = ()
+    """further versions: those by which an undo has brought such content back"""
 
 
 @dataclass(frozen=True, slots=True)
