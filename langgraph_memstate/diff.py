@@ -28,11 +28,14 @@ class Change:
 
 def diff_moments(reader: Reader, a: Moment, b: Moment, prefix: Namespace = ()) -> list[Change]:
     """Facts under a prefix whose value at `b` is not the one at `a`, by namespace and key."""
-    first, last = sorted((a.seq, b.seq))
-    touched = sorted({entry.address for entry in reader.log(prefix=prefix, after=first, until=last)})
+    first, last = sorted((a, b))
+    touched = {entry.address for entry in reader.log(prefix=prefix, after=first.seq, until=last.seq)}
+    for record in reader.as_of(first.seq).items(prefix, first.at):
+        if record.expires_at is not None and record.expires_at <= last.at:  # the log may not have heard of it yet
+            touched.add((record.namespace, record.key))
     at_a, at_b = reader.as_of(a.seq), reader.as_of(b.seq)
     changes = []
-    for namespace, key in touched:
+    for namespace, key in sorted(touched):
         before = _value(at_a.item(namespace, key, a.at))
         after = _value(at_b.item(namespace, key, b.at))
         if before != after:

@@ -94,11 +94,11 @@ class Follower:
             self.settle_abandoned()
             self._start()
 
-    def _open(self, index: VectorIndex) -> None:
+    def _open(self, index: VectorIndex, *, anew: bool = False) -> None:
         """Open an index and queue a rebuild where one is needed."""
         with self._storage.snapshot() as reader:
             meta = reader.index_meta(index.name)
-        recorded, rebuild = index.open(self._store_id, meta)
+        recorded, rebuild = index.open(self._store_id, meta, anew=anew)
         ops: list[Op] = [] if meta == recorded else [recorded]
         if rebuild:
             ops.append(RebuildIndex(index.name))
@@ -115,6 +115,17 @@ class Follower:
                         self._open(index)
                     except (VectorSyncError, IndexConfigError) as error:
                         logger.debug("still: %s", error)
+
+    def scrub(self) -> None:
+        """Rebuild from SQL the indexes whose files keep what was removed from them.
+
+        Raises:
+            VectorSyncError: one cannot be reached.
+        """
+        for index in self.indexes:
+            with self._turn:
+                if index.hook is not None and index.follows and index.hook.capabilities.keeps_removed:
+                    self._open(index, anew=True)
 
     def reopen(self, index: VectorIndex) -> None:
         """Open an index anew, and rebuild it where what is found is not what SQL expects.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from langgraph_memstate.errors import ForgetError
 from langgraph_memstate.facts import Draft, LogEntry, Namespace, Origin, new_version
@@ -32,6 +34,8 @@ class Erasure:
 def plan_forget(reader: Reader, subject: Forget, *, checkpoints: bool, origin: Origin) -> Erasure:
     """What erases a subject. With `checkpoints`, also the threads whose steps wrote what is erased."""
     entries = [entry for entry in _entries(reader, subject) if entry.value is not None]
+    copies = _copies(reader, entries)
+    entries += copies
     versions = {entry.version for entry in entries}
     drafts, current = [], []
     for namespace, key in sorted({entry.address for entry in entries}):
@@ -44,6 +48,7 @@ def plan_forget(reader: Reader, subject: Forget, *, checkpoints: bool, origin: O
         threads = {entry.thread_id for entry in entries if entry.thread_id is not None}
         threads |= {subject.thread_id} if subject.thread_id is not None else set()
     report = ForgetReport(len(drafts), len(entries), reader.vectors_of(sorted(versions)), tuple(sorted(threads)))
+    subject = replace(subject, copies=tuple(entry.version for entry in copies))
     erase: Commit = (subject, *map(DeleteThread, sorted(threads)))
     return Erasure(tuple(drafts), (Expect(tuple(current)),), erase, report)
 
@@ -51,6 +56,20 @@ def plan_forget(reader: Reader, subject: Forget, *, checkpoints: bool, origin: O
 def _entries(reader: Reader, subject: Forget) -> list[LogEntry]:
     origin = None if subject.thread_id is None else {"thread_id": subject.thread_id}
     return list(reader.log(prefix=subject.prefix, key=subject.key, origin=origin))
+
+
+def _copies(reader: Reader, entries: Sequence[LogEntry]) -> list[LogEntry]:
+    """The entries by which undoing, for whomever, has brought the same content back."""
+    contents: dict[tuple[Namespace, str], list[Any]] = {}
+    for entry in entries:
+        contents.setdefault(entry.address, []).append(entry.value)
+    known = {entry.version for entry in entries}
+    return [
+        entry
+        for address, values in contents.items()
+        for entry in reader.versions(*address)
+        if entry.undoes is not None and entry.version not in known and entry.value in values
+    ]
 
 
 def subject_of(prefix: Namespace, key: str | None, thread_id: str | None) -> Forget:

@@ -145,10 +145,10 @@ class VectorIndex:
 
     # -- the hook -----------------------------------------------------------------------------------
 
-    def open(self, store_id: str, meta: PutIndexMeta | None) -> tuple[PutIndexMeta, bool]:
+    def open(self, store_id: str, meta: PutIndexMeta | None, *, anew: bool = False) -> tuple[PutIndexMeta, bool]:
         """Open the hook; returns what SQL must record and whether the index has to be rebuilt from SQL.
 
-        The index is used once `ready` says that SQL has recorded it.
+        With `anew` it is emptied and rebuilt in any case. It is used once `ready` says that SQL has recorded it.
 
         Raises:
             IndexConfigError: the database was indexed with another model or dimension.
@@ -162,13 +162,16 @@ class VectorIndex:
         with self._lock:
             try:
                 found = self.hook.open(spec)
-                rebuild = found in (IndexState.EMPTY, IndexState.MISMATCH, IndexState.SUSPECT)
+                anew = anew and found is IndexState.OK
+                rebuild = anew or found in (IndexState.EMPTY, IndexState.MISMATCH, IndexState.SUSPECT)
                 if rebuild:
                     if found is not IndexState.EMPTY:
-                        logger.warning("index %s is %s; rebuilding it from SQL", self.name, found.value)
+                        if not anew:
+                            logger.warning("index %s is %s; rebuilding it from SQL", self.name, found.value)
                         spec = IndexSpec(store_id, generation + 1, dims, self.model)
                     if self.state is IndexState.OK:
-                        self.state = None  # an empty index must not be written before SQL knows that it is empty
+                        # An empty index must not be written before SQL knows that it is empty.
+                        self.state = IndexState.BUSY if anew else None
                     self.hook.reset(spec)
                     found = IndexState.OK
             except IndexConfigError:

@@ -262,7 +262,9 @@ class OpenedMemory:
                 drafts = admitted(self.schemas, self.view(), drafts)
             if self._scope.stage(drafts):
                 return drafts
-        return self._commit(drafts, before)
+        if before:
+            return self._commit(drafts, before)  # the caller tries again
+        return self._prepared(lambda: self._commit(drafts))
 
     def _commit(
         self, drafts: Sequence[Draft], before: Commit = (), after: Commit = (), *, in_step: bool = False

@@ -137,7 +137,7 @@ def plan_undo(
             if theirs.thread_id == thread_id or on_conflict == "keep":
                 undo.kept.append(address)
                 continue
-            ours = next(filter(is_undone, _of(reader, address, newest_first=True)))
+            ours = next(filter(is_undone, reader.versions(*address)))
             conflicts.append(Conflict(*address, ours.version, theirs.version))
         goals.append((address, before))
     if conflicts and on_conflict == "raise":
@@ -165,7 +165,7 @@ def _versions(
     """The entry by which others have replaced what is undone, if any, and the one a fact goes back to."""
     theirs: LogEntry | None = None
     covered = False  # by an undone entry: what others wrote before that is nobody's loss
-    for entry in _of(reader, address, newest_first=True):
+    for entry in reader.versions(*address):
         if is_undone(entry):
             covered = True
         elif entry.seq < first or (covered and theirs is None):
@@ -173,12 +173,6 @@ def _versions(
         elif not covered and theirs is None and not _is_expiry(entry):
             theirs = entry
     return theirs, None
-
-
-def _of(reader: Reader, address: Address, *, newest_first: bool = False) -> Iterable[LogEntry]:
-    namespace, key = address
-    entries = reader.log(prefix=namespace, key=key, newest_first=newest_first)
-    return (entry for entry in entries if entry.namespace == namespace)
 
 
 def _is_expiry(entry: LogEntry) -> bool:
@@ -191,7 +185,8 @@ def _add(undo: Undo, reader: Reader, address: Address, before: LogEntry | None, 
     undo.current.append((namespace, key, None if current is None else current.version))
     now = time.time()
     if before is None or before.value is None:
-        undo.removed.append(address)
+        if current is not None:
+            undo.removed.append(address)
         undo.drafts.append(Draft(new_version(), namespace, key, "delete", None, ts=now, origin=origin, undoes=to))
         return
     undo.restored.append(address)
@@ -218,12 +213,13 @@ def plan_commits(reader: Reader, request: RollbackRequest) -> RollbackPlan:
         raise RollbackError("turns are of a thread that a graph has run on; give its thread_id, or steps")
 
     def is_ours(entry: LogEntry) -> bool:
-        return entry.checkpoint_id is None and (request.thread_id is None or entry.thread_id == request.thread_id)
+        ours = request.thread_id is None or entry.thread_id == request.thread_id
+        return ours and entry.checkpoint_id is None and not _is_expiry(entry)
 
     last, to, steps = reader.last_seq(), request.to, request.steps or 1
     if to is None:
         to = _before_commits(filter(is_ours, reader.log(newest_first=True)), steps)
-    elif not isinstance(to, int) or not 0 <= to <= last:
+    elif not isinstance(to, int) or isinstance(to, bool) or not 0 <= to <= last:
         raise RollbackError(f"the log goes from 0 to {last}; {to!r} is not in it")
 
     def is_undone(entry: LogEntry) -> bool:

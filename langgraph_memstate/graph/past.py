@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from langgraph.store.base import Op, PutOp
 
 from langgraph_memstate.errors import ReadOnlyError
-from langgraph_memstate.facts import Draft
+from langgraph_memstate.facts import Draft, Record
 from langgraph_memstate.graph.store import MemStateStore
 from langgraph_memstate.memory import MemoryStore
 from langgraph_memstate.moments import Moment
@@ -36,6 +37,15 @@ class PastStore(MemStateStore):
 
     def _view(self) -> View:
         return self.memory.view(self._moment)
+
+    def _touch(self, records: Iterable[Record]) -> None:
+        return  # looking back prolongs nothing
+
+    def sweep_ttl(self) -> int:
+        raise ReadOnlyError("the past cannot be swept; sweep the memory's own store")
+
+    def start_ttl_sweeper(self, sweep_interval_minutes: float | None = None) -> threading.Thread:
+        raise ReadOnlyError("the past cannot be swept; sweep the memory's own store")
 
     def _drafts(self, ops: Sequence[Op]) -> list[Draft]:
         if any(isinstance(op, PutOp) for op in ops):

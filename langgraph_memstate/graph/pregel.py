@@ -45,6 +45,7 @@ from langgraph._internal._constants import (
     NULL_TASK_ID,
     PUSH,
     RETURN,
+    TASKS,
 )
 from langgraph._internal._fields import get_cached_annotated_keys, get_update_as_tuples
 from langgraph._internal._runnable import RunnableSeq
@@ -58,10 +59,13 @@ from langgraph.constants import START
 from langgraph.pregel._algo import task_path_str
 from langgraph.pregel._checkpoint import channels_from_checkpoint, versions_seen_without_bumps
 from langgraph.runtime import RunControl, Runtime
-from langgraph.types import Command
+from langgraph.types import Command, Send
 
 from langgraph_memstate.errors import StagingError
 from langgraph_memstate.storage.base import StepKey
+
+SENDS: str = TASKS
+"""the channel of the `Send`s that the next step runs"""
 
 WriteSet = deque[tuple[str, Any]]
 
@@ -193,15 +197,18 @@ def _invoking_task(graph_ns: str, configurable: Mapping[str, Any]) -> RunningTas
 
 def _versions_seen(own: Any, call: object) -> Mapping[str, Mapping[str, Any]] | None:
     """From the checkpoint in memory: the function that calls further tasks holds the loop that schedules them."""
-    if not isinstance(call, functools.partial):
-        return None  # wrapped, under a timeout
-    loop = getattr(call.keywords.get("schedule_task"), "__self__", None)
-    checkpoint = getattr(loop, "checkpoint", None)
+    checkpoint = getattr(_loop(call), "checkpoint", None)
     if checkpoint is None:
         return None
     versions = checkpoint["channel_versions"]
     triggers = {channel: versions[channel] for channel in own.triggers if channel in versions}
     return {**checkpoint["versions_seen"], own.name: triggers}
+
+
+def _loop(call: object) -> Any:
+    if not isinstance(call, functools.partial):
+        return None  # wrapped, under a timeout
+    return getattr(call.keywords.get("schedule_task"), "__self__", None)
 
 
 def _run_control(configurable: Mapping[str, Any]) -> RunControl | None:
@@ -213,6 +220,13 @@ def _run_control(configurable: Mapping[str, Any]) -> RunControl | None:
 def _run_id(config: RunnableConfig | None) -> str | None:
     run_id = ((config or {}).get("metadata") or {}).get("run_id")
     return None if run_id is None else str(run_id)
+
+
+def task_is_saved() -> bool:
+    """Whether the graph of the node we are in has checkpoints of its own; True where that cannot be told."""
+    call = ((var_child_runnable_config.get() or {}).get(CONF) or {}).get(CONFIG_KEY_CALL)
+    loop = _loop(call)
+    return loop is None or getattr(loop, "checkpointer", None) is not None
 
 
 def task_saves_at_exit() -> bool:
@@ -234,6 +248,14 @@ def current_channels() -> Mapping[str, BaseChannel[Any, Any, Any]]:
 
 
 _CONTROL_CHANNELS = ("__", "branch:", "join:")
+
+
+def is_sent_to(saver: Any, step: StepKey, node: str) -> bool:
+    """Whether the step that starts from a checkpoint runs a node because of a `Send`."""
+    found = saver.get_tuple(config_of(step))
+    return found is not None and any(
+        isinstance(sent, Send) and sent.node == node for sent in found.checkpoint["channel_values"].get(SENDS, ())
+    )
 
 
 def emptied(channel: BaseChannel[Any, Any, Any]) -> BaseChannel[Any, Any, Any]:

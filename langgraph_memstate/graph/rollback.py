@@ -7,7 +7,7 @@ history, what was undone stays on record beside it, and one more rollback goes f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -82,9 +82,35 @@ def step_before(chain: Iterator[StoredHead], steps: int) -> tuple[StoredHead | N
         RollbackError: the chain is shorter.
     """
     found = list(islice(chain, steps + 1))
-    if len(found) < steps:
-        raise RollbackError(f"there are {len(found)} steps to undo, not {steps}")
-    return (found[steps] if len(found) > steps else None), steps
+    if len(found) > steps:
+        return found[steps], steps
+    undoable = len(found) - is_before_first(found[-1]) if found else 0
+    if undoable < steps:
+        raise RollbackError(f"there are {undoable} steps to undo, not {steps}")
+    _check_first(found[-1])
+    return None, steps
+
+
+def is_before_first(checkpoint: StoredHead) -> bool:
+    """Whether a checkpoint is the empty state that a rollback of all steps left."""
+    rollback = _rollback_of(metadata_of(checkpoint))
+    return rollback is not None and rollback["to"] is None
+
+
+def _rollback_of(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a twin says of the rollback that made it; a config's own metadata may have the same name."""
+    found = metadata.get("rollback")
+    ours = metadata.get("source") == "fork" and isinstance(found, dict) and found.keys() == {"from", "to", "source"}
+    return found if ours else None
+
+
+def _check_first(checkpoint: StoredHead) -> None:
+    if checkpoint.parent_id is not None:
+        raise _pruned(checkpoint)
+
+
+def _pruned(checkpoint: StoredHead) -> RollbackError:
+    return RollbackError(f"what came before {checkpoint.step.checkpoint_id} was pruned; there is no going back to it")
 
 
 def _before_turns(chain: Iterator[StoredHead], turns: int) -> tuple[StoredHead | None, int]:
@@ -96,6 +122,8 @@ def _before_turns(chain: Iterator[StoredHead], turns: int) -> tuple[StoredHead |
         if begins_turn(checkpoint, parent):
             undone += 1
             if undone == turns:
+                if parent is None:
+                    _check_first(checkpoint)
                 return parent, steps
         checkpoint = parent
     raise RollbackError(f"there are {undone} turns to undo, not {turns}")
@@ -104,7 +132,7 @@ def _before_turns(chain: Iterator[StoredHead], turns: int) -> tuple[StoredHead |
 def begins_turn(checkpoint: StoredHead, parent: StoredHead | None) -> bool:
     """Whether a checkpoint is a new input, or the end of a run that saved at exit alone, steps after its parent."""
     metadata = metadata_of(checkpoint)
-    source = (metadata.get("rollback") or metadata).get("source")
+    source = (_rollback_of(metadata) or metadata).get("source")
     if source == "loop":
         step = metadata.get("step", 0)
         return parent is None or step > metadata_of(parent).get("step", step) + 1
@@ -127,10 +155,26 @@ def _named(reader: Reader, chain: Iterator[StoredHead], head: StoredHead, to: An
 
 
 def _before_first(reader: Reader, head: StoredHead) -> int:
-    """The log's sequence before a thread's first checkpoint."""
+    """The log's sequence before a thread's first checkpoint.
+
+    Raises:
+        RollbackError: that was pruned, and only the twin is left that a rollback made of it.
+    """
     *_, first = reader.ancestors(*head.step)
-    landed = reader.log(origin={"thread_id": first.step.thread_id, "checkpoint_id": first.step.checkpoint_id}, limit=1)
-    return min((entry.seq - 1 for entry in landed), default=first.seq)
+    while (rollback := _rollback_of(metadata_of(first))) is not None:
+        original = next(reader.ancestors(*first.step[:2], rollback["to"]), None)
+        if original is None:
+            raise _pruned(first)
+        first = original
+    thread_id, _, checkpoint_id = first.step
+    earlier = reader.checkpoints(  # of subgraphs, in the very run that saved its first checkpoint at exit
+        thread_id=thread_id, checkpoint_ns=None, checkpoint_id=None, before=checkpoint_id, limit=-1
+    )
+    landed = (
+        reader.log(origin={"thread_id": thread_id, "checkpoint_id": one.step.checkpoint_id}, limit=1)
+        for one in (first, *earlier)
+    )
+    return min((entry.seq - 1 for entries in landed for entry in entries), default=first.seq)
 
 
 # -- the state --------------------------------------------------------------------------------------
@@ -145,7 +189,7 @@ def _twin(step: StepKey, target: StoredHead | None, *, undone: StoredHead) -> Pu
     metadata["rollback"] = {
         "from": undone.step.checkpoint_id,
         "to": None if target is None else target.step.checkpoint_id,
-        "source": None if original is None else (original.get("rollback") or original).get("source"),
+        "source": None if original is None else (_rollback_of(original) or original).get("source"),
     }
     return PutCheckpoint(
         step=step,

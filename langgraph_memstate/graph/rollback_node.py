@@ -178,6 +178,10 @@ def _running() -> tuple[RunningTask, MemStateCheckpointer]:
             f"{task.node} goes back along the checkpoints of a memory: compile the graph with "
             "checkpointer=memory.checkpointer"
         )
+    if not pregel.task_is_saved():
+        raise RollbackError(
+            f"{task.node}: its subgraph has no checkpoints to go back to; compile it without checkpointer=False"
+        )
     if pregel.task_saves_at_exit():
         raise RollbackError(f'{task.node}: durability="exit" saves no steps to go back to; use "sync" or "async"')
     return task, task.saver
@@ -199,14 +203,16 @@ def _saved(memory: MemoryStore, task: RunningTask) -> StoredHead:
 
 
 def _rollbacks(saver: MemStateCheckpointer, node: str, chain: Iterator[StoredHead]) -> int:
-    """How often a node has run in this turn, by what it had seen at each checkpoint."""
+    """How often a node has run in this turn, by what it had seen at each checkpoint, and what was sent to it."""
     count = 0
     checkpoint = next(chain, None)
     while checkpoint is not None:
         parent = next(chain, None)
         if begins_turn(checkpoint, parent):
             break
-        before = {} if parent is None else saver.head_of(parent)["versions_seen"].get(node, {})
-        count += saver.head_of(checkpoint)["versions_seen"].get(node, {}) != before
+        if parent is not None:
+            before = saver.head_of(parent)["versions_seen"].get(node, {})
+            seen = saver.head_of(checkpoint)["versions_seen"].get(node, {})
+            count += seen != before or (pregel.SENDS in parent.manifest and pregel.is_sent_to(saver, parent.step, node))
         checkpoint = parent
     return count

@@ -177,7 +177,7 @@ class MemStateStore(BaseStore):
         if isinstance(op, GetOp):
             record = view.get(check_namespace(op.namespace), check_key(op.key))
             if record is not None and op.refresh_ttl:
-                self.memory.touch((record,))
+                self._touch((record,))
             return None if record is None else _item(record)
         if isinstance(op, SearchOp):
             found = view.search(
@@ -188,13 +188,16 @@ class MemStateStore(BaseStore):
                 offset=op.offset,
             )
             if op.refresh_ttl:
-                self.memory.touch(record for record, _ in found)
+                self._touch(record for record, _ in found)
             return [_search_item(record, score) for record, score in found]
         if isinstance(op, ListNamespacesOp):
             return _list_namespaces(view, op)
         return None
 
     # -- expiry -------------------------------------------------------------------------------------
+
+    def _touch(self, records: Iterable[Record]) -> None:
+        self.memory.touch(records)
 
     def sweep_ttl(self) -> int:
         """Delete items whose time to live is over; returns how many. They are invisible before, too."""

@@ -50,11 +50,13 @@ class Capabilities:
     `transactional`: applies inside the storage's own transaction, so it needs no outbox.
     `multiprocess`: several processes may write and read the same index at once.
     `max_batch`: vectors per `apply` call.
+    `keeps_removed`: what was removed stays in its files until `reset`, which leaves nothing of it.
     """
 
     transactional: bool = False
     multiprocess: bool = False
     max_batch: int = 50
+    keeps_removed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,11 @@ class ChromaSyncHook(SyncHook):
         self._directory: ChromaDirectory | None = None
         self._path, server = (os.path.realpath(path), False) if path is not None else _location(given.client)
         self._makes_client = path is not None
-        self.capabilities = Capabilities(multiprocess=server, max_batch=_SERVER_BATCH if server else _EMBEDDED_BATCH)
+        self.capabilities = Capabilities(
+            multiprocess=server,
+            max_batch=_SERVER_BATCH if server else _EMBEDDED_BATCH,
+            keeps_removed=self._makes_client,  # the files of a client that was given are not ours to rewrite
+        )
         self._closed = False
         self._collection: Collection | None = None
         self._target = named  # the collection that `reset` makes where `_find` found none

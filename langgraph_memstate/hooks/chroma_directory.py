@@ -22,6 +22,7 @@ from typing import IO, Any, ClassVar
 
 logger = logging.getLogger(__name__)
 
+_FULL_TEXT = "embedding_fulltext_search"
 _SEGMENT_HEADER = "????????-????-????-????-????????????/header.bin"  # a segment's directory is named by a UUID
 
 FORKED = (
@@ -117,7 +118,17 @@ class ChromaDirectory:
             if self._client is not None and self._users == 1:
                 self._client.close()
                 self._client = None
+                self._vacuum()
             return self.client()
+
+    def _vacuum(self) -> None:
+        """Rewrite Chroma's SQL without what was deleted from it. Like `_inspect`, never beside a client of ours."""
+        try:
+            with closing(sqlite3.connect(self._path / "chroma.sqlite3", isolation_level=None)) as connection:
+                connection.execute(f"INSERT INTO {_FULL_TEXT} ({_FULL_TEXT}) VALUES ('rebuild')")
+                connection.execute("VACUUM")
+        except sqlite3.Error as error:
+            logger.warning("%s: what was deleted from it could not be wiped: %s", self._path, error)
 
     # -- markers --------------------------------------------------------------------------------------
 

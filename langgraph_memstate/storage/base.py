@@ -393,6 +393,8 @@ class Forget:
     prefix: Namespace = ()
     key: str | None = None
     thread_id: str | None = None
+    copies: tuple[str, ...] = ()
+    """further versions: those by which an undo has brought such content back"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -527,6 +529,10 @@ class Reader(ABC):
         newest_first: bool = False,
     ) -> Iterator[LogEntry]:
         """Entries with a sequence above `after` and not above `until`; `origin` names fields of `Origin`."""
+
+    @abstractmethod
+    def versions(self, namespace: Namespace, key: str) -> Iterator[LogEntry]:
+        """Every entry of one item, newest first."""
 
     @abstractmethod
     def seq_at(self, ts: float) -> int:

@@ -112,6 +112,7 @@ class SQLiteStorage(Storage):
         try:
             conn.execute("PRAGMA foreign_keys=ON")
             conn.execute("PRAGMA synchronous=FULL")
+            conn.execute("PRAGMA secure_delete=ON")  # else what is superseded now could not be forgotten later
         except sqlite3.Error:
             conn.close()
             raise

@@ -264,6 +264,14 @@ class SQLiteReader(Reader):
         )
         yield from map(_log_entry, rows)
 
+    def versions(self, namespace: Namespace, key: str) -> Iterator[LogEntry]:
+        yield from map(
+            _log_entry,
+            self._rows(
+                f"SELECT {_LOG} FROM facts WHERE ns = ? AND key = ? ORDER BY seq DESC", encode_namespace(namespace), key
+            ),
+        )
+
     def seq_at(self, ts: float) -> int:
         row = self._one("SELECT coalesce(max(seq), 0) FROM facts WHERE committed_at <= ?", ts)
         return int(row[0]) if row else 0

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from langgraph_memstate.errors import CommitRaced, CorruptRowError, FactRaced, TransientError
+from langgraph_memstate.errors import CommitRaced, CorruptRowError, FactRaced
 from langgraph_memstate.facts import Draft, encode_namespace, namespace_range
 from langgraph_memstate.storage.base import (
     EXACT,
@@ -264,9 +264,9 @@ def _forget(conn: sqlite3.Connection, op: Forget) -> None:
         if (wanted := getattr(op, column)) is not None:
             where += f" AND {column} = ?"
             parameters.append(wanted)
-    conn.execute("PRAGMA secure_delete = ON")  # what was erased is overwritten in the file as well
-    versions = f"(SELECT version FROM facts WHERE {where})"
     conn.execute(f"DELETE FROM staged WHERE {where}", parameters)
+    versions = f"(SELECT version FROM facts WHERE {where} UNION ALL SELECT value FROM json_each(?))"
+    parameters.append(json.dumps(op.copies))
     conn.execute(f"DELETE FROM outbox WHERE op <> 'delete' AND version IN {versions}", parameters)
     conn.execute(
         "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
@@ -287,7 +287,7 @@ def _forget(conn: sqlite3.Connection, op: Forget) -> None:
         "SELECT 1 FROM vectors JOIN indexes ON name = index_name WHERE text_hash = ?2 AND model = ?1)",
         hashes,
     )
-    conn.execute(f"UPDATE facts SET value = NULL WHERE {where}", parameters)
+    conn.execute(f"UPDATE facts SET value = NULL WHERE version IN {versions}", parameters)
 
 
 def _leave_to_embed(conn: sqlite3.Connection, version: str, indexes: Sequence[str]) -> None:
@@ -342,7 +342,9 @@ def _prepare(conn: sqlite3.Connection, op: Prepare) -> None:
 def _settle(conn: sqlite3.Connection, op: Settle) -> None:
     row = conn.execute("SELECT index_name, vector_ids FROM prepared WHERE id = ?", (op.id,)).fetchone()
     if row is None:
-        raise TransientError("the commit took so long that another process took its vectors back; try again")
+        raise CommitRaced(
+            "the index was rebuilt meanwhile, or the commit took so long that its vectors were taken back"
+        )
     conn.execute("DELETE FROM prepared WHERE id = ?", (op.id,))
     conn.executemany(
         "INSERT INTO outbox (index_name, op, vector_id, retry_at) SELECT ?1, 'delete', ?2, 0 WHERE NOT EXISTS ("

@@ -121,7 +121,18 @@ CREATE INDEX facts_by_thread ON facts (thread_id, seq) WHERE thread_id IS NOT NU
 CREATE TRIGGER facts_stay BEFORE DELETE ON facts BEGIN
     SELECT raise(ABORT, 'the log is append-only');
 END;
-CREATE TRIGGER facts_do_not_change BEFORE UPDATE ON facts WHEN NEW.value IS NOT NULL BEGIN
+CREATE TRIGGER facts_do_not_change BEFORE UPDATE OF
+    seq, version, commit_id, ns, key, op, type, supersedes, undoes, created_at, index_paths, ttl, schema,
+    schema_version, thread_id, checkpoint_ns, checkpoint_id, task_id, node, run_id, actor, reason, ts, committed_at
+ON facts BEGIN
+    SELECT raise(ABORT, 'the log is append-only');
+END;
+CREATE TRIGGER facts_only_forget BEFORE UPDATE OF value ON facts WHEN NEW.value IS NOT NULL BEGIN
+    SELECT raise(ABORT, 'the log is append-only');
+END;
+-- INSERT OR REPLACE deletes without asking the trigger above.
+CREATE TRIGGER facts_are_not_replaced BEFORE INSERT ON facts
+WHEN NEW.seq <= (SELECT max(seq) FROM facts) OR EXISTS (SELECT 1 FROM facts WHERE version = NEW.version) BEGIN
     SELECT raise(ABORT, 'the log is append-only');
 END;
 
