@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     WRITES_IDX_MAP,
-    BaseCheckpointSaver,
     ChannelVersions,
     Checkpoint,
     CheckpointMetadata,
-    CheckpointTuple,
-    DeltaChannelHistory,
     get_checkpoint_id,
     get_serializable_checkpoint_metadata,
 )
@@ -26,22 +21,18 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from langgraph_memstate.errors import (
     CommitRaced,
-    CorruptRowError,
-    DeserializationError,
-    RollbackError,
     SerializationError,
 )
 from langgraph_memstate.facts import Draft
-from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.graph import pregel
-from langgraph_memstate.graph.channel_values import ChannelValues, Encoded, Fetched, Manifest, Manifests
-from langgraph_memstate.graph.codec import MemStateSerializer
-from langgraph_memstate.graph.lists import ListVersion
+from langgraph_memstate.graph.channel_values import Encoded
 from langgraph_memstate.graph.opening import Opening, ready
+from langgraph_memstate.graph.pruning import prunable
 from langgraph_memstate.graph.reducer import typed_names
-from langgraph_memstate.graph.refusals import Ledger, Scope, Write, current, enter
+from langgraph_memstate.graph.refusals import Write
 from langgraph_memstate.graph.rewind import TimeTravel, copied, left_behind, rewind
-from langgraph_memstate.graph.staging import Landing, Part, Staging
+from langgraph_memstate.graph.staging import Landing, Part
+from langgraph_memstate.graph.threads import ThreadReader, manifest_of, step_of
 from langgraph_memstate.memory import MemoryStore
 from langgraph_memstate.storage.base import (
     Blob,
@@ -58,21 +49,15 @@ from langgraph_memstate.storage.base import (
     StagedDraft,
     StepKey,
     StoredCheckpoint,
-    StoredHead,
-    StoredWrite,
     Unstage,
     WriteRow,
 )
-from langgraph_memstate.timeline import metadata_of
 from langgraph_memstate.undo import Undo
 
-logger = logging.getLogger("langgraph_memstate")
-
-_PAGE = 50  # checkpoints that `list` reads at a time: no snapshot is open while it yields
 _RACES = 8  # how often a commit is prepared anew when the database moved under it
 
 
-class MemStateCheckpointer(BaseCheckpointSaver[str]):
+class MemStateCheckpointer(ThreadReader):
     """Saves thread state in a `MemoryStore`, and lands each step's memory writes with it.
 
     Sync and async, in one class.
@@ -84,18 +69,6 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             thread wrote since. What other threads changed stays. A thread then runs once at a time: of two runs side by
             side, each takes the other for a branch that was left.
     """
-
-    def __init__(
-        self, memory: MemoryStore, *, serde: SerializerProtocol | None = None, time_travel: TimeTravel = "keep"
-    ) -> None:
-        if time_travel not in ("keep", "rewind"):
-            raise RollbackError(f"time_travel is 'keep' or 'rewind', not {time_travel!r}")
-        super().__init__(serde=serde or MemStateSerializer())
-        self._rewinds = time_travel == "rewind"
-        self.memory = memory
-        self._staging = cast(Staging, memory.join_steps(Staging))
-        self._manifests = Manifests()
-        self._values = ChannelValues()
 
     @classmethod
     def from_conn_string(
@@ -119,195 +92,6 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         """Nothing is left to do once the memory is open. May be called or awaited, as upstream's."""
         return ready()
 
-    # -- reading ------------------------------------------------------------------------------------
-
-    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """The checkpoint that `config` names, or the latest of its thread and namespace.
-
-        Raises:
-            DeserializationError: a value's type is unknown or refused; the message names it.
-            CorruptRowError: the row is not what a checkpointer wrote.
-        """
-        pregel.enter_graph()
-        found, ledger = self._read_tuple(config)
-        _enter(config, ledger)
-        return found
-
-    def _read_tuple(self, config: RunnableConfig) -> tuple[CheckpointTuple | None, Ledger]:
-        configurable = config["configurable"]
-        self._await_removals()
-        with self.memory.storage.snapshot() as reader:
-            stored = reader.checkpoint(
-                str(configurable["thread_id"]), configurable.get("checkpoint_ns", ""), get_checkpoint_id(config)
-            )
-            staged = [] if stored is None else reader.staged(stored.step)
-            latest = None if stored is None or not staged else reader.checkpoint(*stored.step[:2], None)
-            base = left_behind(reader, stored.step) if self._rewinds and stored is not None else None
-            rewound = () if base is None else tuple(rewind(reader, base, base.step).drafts)
-            (fetched,) = self._values.fetch(reader, self.serde, () if stored is None else (stored,)) or ({},)
-        if stored is None:
-            self._staging.begin(config, None, ())
-            return None, self._staging.ledger(config) or Ledger()
-        if latest is None:
-            self._staging.begin(config, stored.step, (), rewound=rewound)
-        else:
-            again = pregel.runs_again(
-                config,
-                metadata_of(stored).get("source"),
-                is_latest=latest.step == stored.step,
-                waits=pregel.waits((write.task_id, write.channel) for write in stored.writes),
-            )
-            self._staging.begin(config, stored.step, staged, self.head_of(stored), runs_again=again, rewound=rewound)
-        ledger = self._staging.ledger(config) or Ledger()
-        return self._load(stored, fetched, ledger), ledger
-
-    def _ledger(self, config: RunnableConfig) -> Ledger:
-        """The ledger of the run that saves; outside a run, of the call that loaded what is changed now."""
-        scope = current()
-        loaded = scope.ledger if scope is not None and scope.place == _step(config, "")[:2] else None
-        return self._staging.ledger(config) or loaded or Ledger()
-
-    def _remove(self, commit: Commit) -> Future[None]:
-        removal = self.memory.submit(commit)
-        self._staging.removals.add(removal)
-        removal.add_done_callback(self._removed)
-        return removal
-
-    def _removed(self, removal: Future[None]) -> None:
-        self._staging.removals.discard(removal)
-        if (error := removal.exception()) is not None:
-            logger.warning("a refused write could not be removed, and will be refused again when it is read: %r", error)
-
-    def _await_removals(self) -> None:
-        """What a channel refused on an event loop is gone before anything is read again."""
-        wait(tuple(self._staging.removals))
-
-    def list(
-        self,
-        config: RunnableConfig | None,
-        *,
-        filter: dict[str, Any] | None = None,
-        before: RunnableConfig | None = None,
-        limit: int | None = None,
-    ) -> Iterator[CheckpointTuple]:
-        """Checkpoints, newest first: of a thread, a namespace, or everything.
-
-        `filter` compares metadata by type, with the operators of the store's filters.
-        """
-        pregel.enter_graph()  # a subgraph that is replayed looks for its checkpoint here
-        for found, ledger in self._read_list(config, filter, before, limit):
-            _enter(found.config, ledger)
-            yield found
-
-    def _read_list(
-        self,
-        config: RunnableConfig | None,
-        filter: dict[str, Any] | None,
-        before: RunnableConfig | None,
-        limit: int | None,
-    ) -> Iterator[tuple[CheckpointTuple, Ledger]]:
-        self._await_removals()
-        matches = compile_filter(filter)
-        configurable = config["configurable"] if config else {}
-        thread_id = configurable.get("thread_id")
-        cursor: tuple[str, str, str] | str | None = get_checkpoint_id(before) if before else None
-        left = limit
-        while left is None or left > 0:
-            with self.memory.storage.snapshot() as reader:
-                page = reader.checkpoints(
-                    thread_id=None if thread_id is None else str(thread_id),
-                    checkpoint_ns=configurable.get("checkpoint_ns"),
-                    checkpoint_id=get_checkpoint_id(config) if config else None,
-                    before=cursor,
-                    limit=_PAGE if left is None or matches else min(left, _PAGE),
-                )
-                wanted = [stored for stored in page if matches is None or matches(metadata_of(stored))][:left]
-                fetched = self._values.fetch(reader, self.serde, wanted)
-            for stored, values in zip(wanted, fetched, strict=True):
-                ledger = (self._staging.ledger(config) if config else None) or Ledger()
-                yield self._load(stored, values, ledger), ledger
-            left = None if left is None else left - len(wanted)
-            if len(page) < _PAGE:
-                return
-            last = page[-1].step
-            cursor = (last.checkpoint_id, last.thread_id, last.checkpoint_ns)
-
-    def get_delta_channel_history(
-        self, *, config: RunnableConfig, channels: Sequence[str]
-    ) -> Mapping[str, DeltaChannelHistory]:
-        """The writes of each channel since its nearest stored value (`seed`), along a checkpoint's ancestors."""
-        writes: dict[str, list[StoredWrite]] = {channel: [] for channel in channels}
-        seeds: dict[str, str] = {}
-        configurable = config["configurable"]
-        thread_id, checkpoint_ns = str(configurable["thread_id"]), configurable.get("checkpoint_ns", "")
-        checkpoint_id = get_checkpoint_id(config)
-        with self.memory.storage.snapshot() as reader:
-            if channels and checkpoint_id is None:
-                checkpoint_id = reader.latest_id(thread_id, checkpoint_ns)
-            step = StepKey(thread_id, checkpoint_ns, checkpoint_id or "")
-            for channel, value_id, write in reader.ancestor_writes(step, channels) if channels else ():
-                if value_id is not None:
-                    seeds[channel] = value_id
-                if write is not None:
-                    writes[channel].append(write)
-            fetched = self._values.fetch_some(reader, self.serde, step, seeds)
-        histories: dict[str, DeltaChannelHistory] = {}
-        for channel, oldest_first in writes.items():
-            loaded = [(one.task_id, channel, self.serde.loads_typed(one.value)) for one in oldest_first]
-            histories[channel] = {"writes": loaded}
-            if channel in seeds:
-                histories[channel]["seed"] = self._values.decode(self.serde, fetched[seeds[channel]])
-        return histories
-
-    def _load(self, stored: StoredCheckpoint, fetched: Fetched, ledger: Ledger) -> CheckpointTuple:
-        step = stored.step
-        head = self.head_of(stored)
-        values = {channel: self._value(channel, fetched[value_id]) for channel, value_id in stored.manifest.items()}
-        checkpoint = cast(Checkpoint, {**head, "id": step.checkpoint_id, "ts": stored.ts, "channel_values": values})
-        self._manifests.remember(step, _manifest(checkpoint, stored.manifest))
-        parent = None if stored.parent_id is None else step._replace(checkpoint_id=stored.parent_id)
-        writes = [(write, self._value(write.channel, write.value)) for write in stored.writes]
-        self._note_loaded(ledger, step, writes)
-        return CheckpointTuple(
-            config=pregel.config_of(step),
-            checkpoint=checkpoint,
-            metadata=cast(CheckpointMetadata, metadata_of(stored)),
-            parent_config=None if parent is None else pregel.config_of(parent),
-            pending_writes=[(write.task_id, write.channel, value) for write, value in writes],
-        )
-
-    def _value(self, channel: str, stored: Blob | ListVersion) -> Any:
-        """A value of a channel. A typed channel deals with one that its class does not accept any more itself."""
-        try:
-            return self._values.decode(self.serde, stored)
-        except DeserializationError as error:
-            if (
-                channel not in typed_names
-                or not isinstance(self.serde, MemStateSerializer)
-                or not isinstance(stored, Blob)
-            ):
-                raise
-            value = self.serde.loads_as_stored(stored)
-            logger.warning("%s: the stored value is handed out as it is: %s", channel, error)
-            return value
-
-    def _note_loaded(self, ledger: Ledger, step: StepKey, writes: Sequence[tuple[StoredWrite, Any]]) -> None:
-        """Which tasks the loaded writes are of; input of several calls is a write each."""
-        tasks: dict[tuple[str, int], list[Write]] = {}
-        for stored, value in writes:
-            if stored.idx >= 0:
-                alone = stored.idx if pregel.is_input(stored.task_id) else -1
-                tasks.setdefault((stored.task_id, alone), []).append(Write(stored.idx, stored.channel, value))
-        for (task_id, _), loaded in tasks.items():
-            ledger.loaded(step, task_id, loaded, self._remove)
-
-    def head_of(self, stored: StoredHead) -> dict[str, Any]:
-        """A checkpoint without its id, time and channel values."""
-        head = self.serde.loads_typed(stored.head)
-        if not isinstance(head, dict):
-            raise CorruptRowError(f"checkpoint {stored.step.checkpoint_id} is a {type(head).__name__}, not a dict")
-        return head
-
     # -- writing ------------------------------------------------------------------------------------
 
     def put(
@@ -323,12 +107,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             VectorSyncError: the index failed; nothing was committed, and a resume does not run the tasks again.
             SchemaError: it holds new input that a typed channel refuses, or half a step.
         """
-        step = _step(config, checkpoint["id"])
+        step = step_of(config, checkpoint["id"])
         if pregel.saves_at_exit(config) and (half := self._ledger(config).half(step[:2])):
             raise half
         if metadata.get("source") == "input":
             self._check_input(config, step, checkpoint)
-        parent = None if (parent_id := get_checkpoint_id(config)) is None else _step(config, parent_id)
+        parent = None if (parent_id := get_checkpoint_id(config)) is None else step_of(config, parent_id)
         encoded = Encoded()
         put = self._encode(config, step, parent, checkpoint, metadata, new_versions, encoded)
         landing = Landing()
@@ -354,7 +138,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         if ends_step or not pregel.saves_at_exit(config):  # else it ends nothing: such as the root of delta channels
             self._staging.landed(config, step, parent_id, frozenset(draft.version for draft in drafts))
         self._values.landed(step.thread_id, encoded)
-        self._manifests.remember(step, _manifest(checkpoint, put.manifest))
+        self._manifests.remember(step, manifest_of(checkpoint, put.manifest))
         return pregel.config_of(step)
 
     def _rewind(
@@ -482,7 +266,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Save a task's pending writes, and with them its memory writes if it finished. Idempotent."""
-        step = _step(config, str(config["configurable"]["checkpoint_id"]))
+        step = step_of(config, str(config["configurable"]["checkpoint_id"]))
         if task_path:  # a task of this step ran, so the run goes on with it
             self._staging.decide(config, step, resumed=True)
         if pregel.saves_at_exit(config) and self._ledger(config).half(step[:2]) and not self._exists(step):
@@ -550,39 +334,11 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         for thread_id in map(str, thread_ids):
             if strategy == "delete":
                 self.delete_thread(thread_id)
-            elif doomed := self._prunable(thread_id):
+                continue
+            with self.memory.storage.snapshot() as reader:
+                doomed = prunable(reader, self.head_of, thread_id)
+            if doomed:
                 self._change(DeleteCheckpoints(doomed), thread_id)
-
-    def _prunable(self, thread_id: str) -> tuple[StepKey, ...]:
-        with self.memory.storage.snapshot() as reader:
-            stored = reader.checkpoints(
-                thread_id=thread_id, checkpoint_ns=None, checkpoint_id=None, before=None, limit=-1
-            )
-        by_step = {row.step: row for row in stored}
-        latest: dict[str, StoredCheckpoint] = {}
-        for row in stored:  # newest first
-            latest.setdefault(row.step.checkpoint_ns, row)
-        kept: set[StepKey] = set()
-        for row in latest.values():
-            kept.add(row.step)
-            kept |= self._delta_ancestors(row, by_step)
-        return tuple(step for step in by_step if step not in kept)
-
-    def _delta_ancestors(self, row: StoredCheckpoint, by_step: Mapping[StepKey, StoredCheckpoint]) -> set[StepKey]:
-        """The checkpoints back to the nearest stored value of every delta channel that has none here.
-
-        A channel without a version was never written: it is empty, and counted all the same.
-        """
-        counted = set(metadata_of(row).get("counters_since_delta_snapshot") or ())
-        rebuilt = (counted & self.head_of(row)["channel_versions"].keys()) - row.manifest.keys()
-        needed: set[StepKey] = set()
-        cursor: StoredCheckpoint | None = row
-        while rebuilt and cursor is not None and cursor.parent_id is not None:
-            cursor = by_step.get(cursor.step._replace(checkpoint_id=cursor.parent_id))
-            if cursor is not None:
-                needed.add(cursor.step)
-                rebuilt -= cursor.manifest.keys()
-        return needed
 
     def _change(self, op: Op, thread_id: str | None = None) -> None:
         self._forget(thread_id)
@@ -594,27 +350,6 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         self._values.forget(thread_id)
 
     # -- the async face: the same calls, awaited ----------------------------------------------------
-
-    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        pregel.enter_graph()  # in the caller's own context, which the thread only copies
-        found, ledger = await self.memory.run(self._read_tuple, config)
-        _enter(config, ledger)
-        return found
-
-    async def alist(
-        self,
-        config: RunnableConfig | None,
-        *,
-        filter: dict[str, Any] | None = None,
-        before: RunnableConfig | None = None,
-        limit: int | None = None,
-    ) -> AsyncIterator[CheckpointTuple]:
-        pregel.enter_graph()
-        listed = self._read_list(config, filter, before, limit)
-        while (one := await self.memory.run(next, listed, None)) is not None:
-            found, ledger = one
-            _enter(found.config, ledger)
-            yield found
 
     async def aput(
         self,
@@ -641,26 +376,6 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         await self.memory.run(self.prune, thread_ids, strategy=strategy)
-
-    async def aget_delta_channel_history(
-        self, *, config: RunnableConfig, channels: Sequence[str]
-    ) -> Mapping[str, DeltaChannelHistory]:
-        return await self.memory.run(self.get_delta_channel_history, config=config, channels=channels)
-
-
-def _enter(config: RunnableConfig, ledger: Ledger) -> None:
-    """Tell the channels that LangGraph is about to make where their values come from."""
-    enter(Scope(ledger, _step(config, "")[:2]))
-
-
-def _step(config: RunnableConfig, checkpoint_id: str) -> StepKey:
-    configurable = config["configurable"]
-    return StepKey(str(configurable["thread_id"]), configurable.get("checkpoint_ns", ""), checkpoint_id)
-
-
-def _manifest(checkpoint: Checkpoint, value_ids: Mapping[str, str]) -> Manifest:
-    versions = checkpoint["channel_versions"]
-    return {channel: (versions.get(channel), value_id) for channel, value_id in value_ids.items()}
 
 
 def _dump_metadata(metadata: Mapping[str, Any]) -> str:
