@@ -1,8 +1,9 @@
-"""The writer: one thread that lands commits, many waiting callers that share a transaction.
+"""The writer: one commit or group of commits at a time, many waiting callers that share a transaction.
 
-Callers put a commit in a queue and wait on its future. The thread takes whatever is waiting and applies it in one
-transaction, a savepoint each, so that concurrent callers share one fsync (group commit, DeWitt et al. 1984). A future
-resolves only after the transaction is durable. LangGraph saves the writes of a task in the background and, soon after
+A caller that finds nothing waiting lands its commit itself: handing it to another thread and back takes as long as the
+sync. What comes meanwhile waits in a queue, and a thread lands all that is waiting in one transaction, a savepoint
+each, so that concurrent callers share one fsync (group commit, DeWitt et al. 1984). A call returns, and a future
+resolves, only after the transaction is durable. LangGraph saves the writes of a task in the background and, soon after
 that of the last one, the step: such writes wait for each other and for their step, where that has paid off.
 """
 
@@ -32,7 +33,9 @@ class Writer:
         self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
         self._closed = False
         self._discouraged = 0
+        self._unsettled = 0  # commits that have not landed or failed yet
         self._lock = threading.Lock()
+        self._turn = threading.Lock()  # to write
         self._thread = threading.Thread(target=self._run, name="memstate-writer", daemon=True)
         self._thread.start()
 
@@ -44,10 +47,32 @@ class Writer:
         future: Future[None] = Future()
         future.set_running_or_notify_cancel()
         with self._lock:
-            if self._closed:
-                raise StorageClosedError("the memory is closed; open it again")
+            self._check_open()
+            self._unsettled += 1
             self._queue.put((commit, future))
         return future
+
+    def land(self, commit: Commit) -> None:
+        """Land a commit, after all that were submitted before. Raises what `submit`'s future would."""
+        with self._lock:
+            self._check_open()
+            alone = self._unsettled == 0 and not _is_of_a_task(commit)
+            self._unsettled += alone
+        if not alone:
+            self.submit(commit).result()
+            return
+        try:
+            with self._turn:
+                (outcome,) = self._storage.apply((commit,))
+        finally:
+            with self._lock:
+                self._unsettled -= 1
+        if outcome is not None:
+            raise outcome
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageClosedError("the memory is closed; open it again")
 
     def close(self) -> None:
         """Land what is queued, then stop. Idempotent."""
@@ -57,6 +82,8 @@ class Writer:
                 self._queue.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            self._turn.acquire()  # a caller may still be landing its own commit
+            self._turn.release()
 
     def _run(self) -> None:
         while True:
@@ -90,9 +117,12 @@ class Writer:
 
     def _land(self, group: Sequence[_Queued]) -> None:
         try:
-            outcomes = self._storage.apply([commit for commit, _ in group])
+            with self._turn:
+                outcomes = self._storage.apply([commit for commit, _ in group])
         except BaseException as error:  # whatever it is, the callers must learn of it
             outcomes = [error] * len(group)
+        with self._lock:
+            self._unsettled -= len(group)
         for (_, future), outcome in zip(group, outcomes, strict=True):
             if outcome is None:
                 future.set_result(None)

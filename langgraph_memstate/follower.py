@@ -103,7 +103,7 @@ class Follower:
         if rebuild:
             ops.append(RebuildIndex(index.name))
         if ops:
-            self._writer.submit(tuple(ops)).result()
+            self._writer.land(tuple(ops))
         index.ready()
 
     def _reopen(self, *states: IndexState | None) -> None:
@@ -146,7 +146,7 @@ class Follower:
 
     def _settle(self, row: PreparedRow) -> None:
         try:
-            self._writer.submit((Settle(row.id),)).result()
+            self._writer.land((Settle(row.id),))
         except TransientError as error:
             logger.debug("a prepare record is not settled by us: %s", error)
 
@@ -212,7 +212,7 @@ class Follower:
                     self._embed(index, (entry,))
                 except EmbeddingError as error:
                     logger.warning("a value cannot be embedded and is quarantined: %s", error)
-                    self._writer.submit((OutboxFailed((entry[0],), repr(error)[:500], None),)).result()
+                    self._writer.land((OutboxFailed((entry[0],), repr(error)[:500], None),))
         return bool(waiting)
 
     def _embed(self, index: VectorIndex, waiting: Sequence[tuple[int, Record | None, IndexPaths]]) -> None:
@@ -220,7 +220,7 @@ class Follower:
             drafts = [draft_of(record, paths) for _, record, paths in waiting if record is not None]
             rows, fresh, _ = index.embed(drafts, self._storage)
             done = tuple(OutboxRow(id_, index.name, "embed", "", None, 0) for id_, _, _ in waiting)
-            self._writer.submit((*self._bind(index, rows, fresh), OutboxDone(done))).result()
+            self._writer.land((*self._bind(index, rows, fresh), OutboxDone(done)))
 
     @staticmethod
     def _bind(index: VectorIndex, rows: Sequence[VectorRow], fresh: Sequence[EmbeddingRow]) -> Commit:
@@ -269,7 +269,7 @@ class Follower:
             return rows
         if upserts or deletes:
             self._rests.pop(index.name, None)
-        self._writer.submit((OutboxDone(tuple(rows)),)).result()
+        self._writer.land((OutboxDone(tuple(rows)),))
         return ()
 
     def _apply_singly(
@@ -298,7 +298,7 @@ class Follower:
         retry_at = None if attempts >= POISON_AFTER else time.time() + min(30.0, 0.05 * 2**attempts)
         what = "is quarantined and served from SQL" if retry_at is None else "will be retried"
         logger.warning("index %s: %r; the %s of vector %s %s", index.name, error, row.op, row.vector_id, what)
-        self._writer.submit((OutboxFailed((row.id,), repr(error)[:500], retry_at),)).result()
+        self._writer.land((OutboxFailed((row.id,), repr(error)[:500], retry_at),))
 
     def waiting(self) -> int:
         """Entries that could be applied and are not, of indexes that no other process follows."""
@@ -336,13 +336,13 @@ class Follower:
         rows, fresh, _ = index.embed(unembedded, self._storage)
         with self._storage.snapshot() as reader:
             failed = [row for row in reader.outbox(index.name, due=None, limit=1_000_000_000) if row.attempts]
-        self._writer.submit(
+        self._writer.land(
             (
                 *self._bind(index, rows, fresh),
                 QueueIndex(index.name, tuple(missing), tuple(orphaned)),
                 OutboxFailed(tuple(row.id for row in failed), "repair", 0.0),
             )
-        ).result()
+        )
         self._wake.set()
 
     def drain(self) -> None:

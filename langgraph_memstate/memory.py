@@ -297,7 +297,7 @@ class MemoryStore(Hindsight):
             )
             names = tuple(index.name for index in self._outbox.indexes if index.hook is not None)
             versions = frozenset(record.version for record in expired)
-            self._writer.submit((Append(drafts, names, if_expired=versions),)).result()
+            self._writer.land((Append(drafts, names, if_expired=versions),))
         return len(expired)
 
     def verify(self) -> VerifyReport:

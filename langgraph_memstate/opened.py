@@ -312,7 +312,7 @@ class OpenedMemory:
             if record.ttl is not None and record.seq  # a staged item has no row yet
         )
         if addresses:
-            self._writer.submit((Touch(addresses, time.time()),)).result()
+            self._writer.land((Touch(addresses, time.time()),))
 
     # -- reading ------------------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ class Outbox(Follower):
             VectorSyncError: the vector database failed; the vectors were taken back.
         """
         if self.is_plain(drafts):
-            self._writer.submit(self.plain(drafts, before, after)).result()
+            self._writer.land(self.plain(drafts, before, after))
         else:
             plan = self._plan(drafts)
             atomic = [index for index in self.indexes if self._is_atomic(index) and plan.upserts.get(index.name)]
@@ -107,15 +107,15 @@ class Outbox(Follower):
     def _land(self, plan: _Plan, atomic: Sequence[VectorIndex], commit: Commit) -> None:
         embeddings = (PutEmbeddings(tuple(plan.fresh)),) if plan.fresh else ()
         if not atomic:
-            self._writer.submit((*embeddings, *commit)).result()
+            self._writer.land((*embeddings, *commit))
             return
         rows = [prepared.begin(index.name, tuple(record.id for record in plan.upserts[index.name])) for index in atomic]
         try:
-            self._writer.submit((*embeddings, *map(Prepare, rows))).result()
+            self._writer.land((*embeddings, *map(Prepare, rows)))
             try:
                 for index in atomic:
                     self._send(index, plan.upserts[index.name])
-                self._writer.submit((*commit, *(Settle(row.id) for row in rows))).result()
+                self._writer.land((*commit, *(Settle(row.id) for row in rows)))
             except Exception:
                 self._take_back(atomic, rows)
                 raise
