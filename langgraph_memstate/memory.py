@@ -40,6 +40,7 @@ from langgraph_memstate.facts import (
 from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.forget import ForgetReport, plan_forget, subject_of
 from langgraph_memstate.hooks.base import SyncHook
+from langgraph_memstate.hooks.given import hook_of
 from langgraph_memstate.index import VectorIndex, check_index_config
 from langgraph_memstate.moments import Moment, When, find_moment
 from langgraph_memstate.outbox import Outbox, VectorSync
@@ -127,8 +128,8 @@ class MemoryStore:
         Args:
             index: LangGraph's `IndexConfig`: `dims`, `embed`, `fields` (default ``["$"]``, the whole value). An extra
                 `model` names the embedding model where it has no name of its own.
-            vectors: a hook, a chromadb client or collection, or a `langchain_chroma.Chroma`. Default with `index`:
-                an embedded Chroma beside the SQLite file, and an exact search in SQL for ``:memory:``.
+            vectors: a hook, a chromadb client or collection, a `langchain_chroma.Chroma`, or a Qdrant client. Default
+                with `index`: an embedded Chroma beside the SQLite file, and an exact search in SQL for ``:memory:``.
 
         Raises:
             DatabaseOpenError: the URL names nothing that can be opened.
@@ -149,11 +150,7 @@ class MemoryStore:
 
     def _attach_default(self, vectors: Any) -> None:
         if vectors is not None:
-            if not isinstance(vectors, SyncHook):
-                from langgraph_memstate.hooks.chroma import ChromaSyncHook
-
-                vectors = ChromaSyncHook(vectors)
-            self.add_hook(vectors)
+            self.add_hook(hook_of(vectors))
         elif self._index_config is not None:
             if self.storage.location is None:
                 self._attach(None)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any
+from uuid import UUID, uuid4
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class FaissFiles:
         self._folder = folder
         self.collection_id = blake2b(collection_name.encode(), digest_size=8).hexdigest()
         self._name = collection_name
-        self._serial = 0  # counts the snapshots: a journal belongs to one
+        self._snapshot_id = ""  # a journal carries the id of the snapshot that it amends
         self._journal: IO[bytes] | None = None
         self._snapshot_size = 0
 
@@ -59,7 +60,7 @@ class FaissFiles:
 
     @property
     def _journal_path(self) -> Path:
-        return self._folder / f"{self.collection_id}-{self._serial}.journal"
+        return self._folder / f"{self.collection_id}-{self._snapshot_id}.journal"
 
     # -- reading --------------------------------------------------------------------------------------
 
@@ -82,7 +83,7 @@ class FaissFiles:
         if described.get("format") != _FORMAT:
             raise TornFileError(f"{self._snapshot_path} has format {described.get('format')!r}, not {_FORMAT}")
         spec, kind = IndexSpec(**described["spec"]), described["kind"]
-        self._serial, self._snapshot_size = described["serial"], len(index)
+        self._snapshot_id, self._snapshot_size = UUID(described["id"]).hex, len(index)
         try:
             vectors = FaissVectors.load(spec.dims, kind, described, index)
         except (ValueError, RuntimeError) as error:  # FAISS refuses what it cannot read with a RuntimeError
@@ -120,9 +121,10 @@ class FaissFiles:
 
     def save(self, spec: IndexSpec, vectors: FaissVectors) -> None:
         """Replace the snapshot, and the journal with it: first the one, which names the other."""
+        snapshot_id = uuid4().hex
         described, index = vectors.dump()
         described |= {
-            "format": _FORMAT, "collection": self._name, "serial": self._serial + 1,
+            "format": _FORMAT, "collection": self._name, "id": snapshot_id,
             "spec": asdict(spec), "kind": vectors.kind,
         }  # fmt: skip
         unfinished = self._snapshot_path.with_suffix(".new")
@@ -133,7 +135,7 @@ class FaissFiles:
         os.replace(unfinished, self._snapshot_path)
         _sync_folder(self._folder)
         self.close()
-        self._serial, self._snapshot_size = self._serial + 1, len(index)
+        self._snapshot_id, self._snapshot_size = snapshot_id, len(index)
         for journal in self._folder.glob(f"{self.collection_id}-*.journal"):
             journal.unlink(missing_ok=True)
 

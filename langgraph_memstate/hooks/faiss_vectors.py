@@ -30,7 +30,10 @@ class FaissVectors:
     def __init__(self, dims: int, kind: Kind) -> None:
         self.dims = dims
         self.kind = kind
-        self._index = _make_index(dims, kind)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._index = _make_index(self.dims, self.kind)
         self._ids: list[str | None] = []  # by position; None where the vector was removed
         self._paths: list[str] = []  # by position: the encoded namespace
         self._positions: dict[str, int] = {}
@@ -97,7 +100,7 @@ class FaissVectors:
         ids = [cast(str, self._ids[position]) for position in positions]
         paths = [self._paths[position] for position in positions]
         vectors = self._index.reconstruct_batch(positions) if ids else np.zeros((0, self.dims), np.float32)
-        self.__init__(self.dims, self.kind)  # type: ignore[misc]
+        self._clear()
         self.add(ids, paths, vectors)
 
     # -- searching ------------------------------------------------------------------------------------
@@ -155,10 +158,9 @@ class FaissVectors:
         loaded = cls(dims, kind)
         loaded._index = faiss.deserialize_index(np.frombuffer(index, np.uint8))
         ids, paths = described["ids"], described["paths"]
-        if (loaded._index.d, loaded._index.ntotal) != (dims, len(ids)):
-            raise ValueError(
-                f"{loaded._index.ntotal} vectors of {loaded._index.d} dimensions, not {len(ids)} of {dims}"
-            )
+        dims_found, count = loaded._index.d, loaded._index.ntotal
+        if (dims_found, count) != (dims, len(ids)):
+            raise ValueError(f"{count} vectors of {dims_found} dimensions, not {len(ids)} of {dims}")
         loaded._live = np.zeros(len(ids), bool)
         for id_, path in zip(ids, paths, strict=True):
             if id_ is None:
