@@ -215,8 +215,11 @@ class FaissCollection:
 
     def close(self) -> None:
         with self._lock:
-            self._vectors = None
+            vectors, self._vectors = self._vectors, None
             if self._files is not None:
+                if vectors is not None and vectors.kind == "hnsw" and self._files.is_journalled:
+                    assert self._spec is not None
+                    self._files.save(self._spec, vectors)  # to replay a journal is to build the graph again
                 self._files.close()
 
 

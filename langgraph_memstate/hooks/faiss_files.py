@@ -115,6 +115,11 @@ class FaissFiles:
             self._journal = open(self._journal_path, "ab", buffering=0)  # noqa: SIM115  open until the next snapshot
         _write(self._journal, described, b"".join(record.vector.astype("<f4").tobytes() for record in upserts))
 
+    @property
+    def is_journalled(self) -> bool:
+        """Whether anything was written since the snapshot, by this process."""
+        return self._journal is not None
+
     def is_long(self) -> bool:
         """Whether the journal has outgrown what it amends."""
         return self._journal is not None and self._journal.tell() > max(_LEAST_JOURNAL, self._snapshot_size)
