@@ -13,7 +13,7 @@ import pytest
 
 from langgraph_memstate.hooks.base import IndexSpec, IndexState, SyncHook, Vector, VectorRecord
 from langgraph_memstate.testing.hook_making import SPEC, HookMaking, needs_fork
-from langgraph_memstate.testing.kills import Children, die_in
+from langgraph_memstate.testing.kills import Children, die_in, say
 
 AWKWARD = (
     ("a",), ("ab",), ("a", "b"), ("a.b",), ("a/b",), ("a:b",), ("a\x1f",), ("a\x1fb",), ("a\x1b", "u"), ("a\x1bu",),
@@ -104,22 +104,27 @@ class HookCalls(HookMaking):
         assert set(hook.query(axis(0), count)) == set(ids_of(range(count - 5, count)))
 
     def test_metadata_and_documents_do_no_harm(self, hook: SyncHook) -> None:
-        """Whatever a value's fields hold: they are a copy for whoever looks, and nothing depends on them."""
-        odd: dict[str, str | int | float | bool] = {
-            "text": "\x00 \U0001f4be '",
-            "empty": "",
-            "yes": True,
-            "less": -0.5,
-            "huge": 10**400,
-            "big": 2**63,
-        }
-        names = dict.fromkeys(["ns", "ns0", "id", "vector", "a.b", "$eq", "_id", "namespace", "metadata"], "x")
-        hook.apply([replace(record("a"), metadata=odd), replace(record("b", axis(1)), metadata=names)], [])
-        hook.apply(
-            [replace(record("c", axis(2)), document="likes tea"), replace(record("d", axis(3)), document="")], []
+        """Whatever the fields hold that the hook asks for: they are a copy for whoever looks."""
+        odd: tuple[str | int | float | bool, ...] = (
+            "\x00 \U0001f4be '",
+            "",
+            True,
+            -0.5,
+            10**400,
+            2**63,
+            -(2**63),
+            1e308,
         )
-        assert sorted(hook.ids()) == sorted(ids_of("abcd"))
-        assert set(hook.query(axis(0), 9, ("users",))) == set(ids_of("abcd"))
+        records = [record(n, axis(n)) for n in range(len(odd))]
+        hook.apply(
+            [
+                replace(record, metadata=dict.fromkeys(hook.metadata_fields, value), document=document)
+                for record, value, document in zip(records, odd, ["likes tea", "", None, "\x00"] * 2, strict=True)
+            ],
+            [],
+        )
+        assert sorted(hook.ids()) == sorted(record.id for record in records)
+        assert hook.query(axis(2), 1, ("users",)) == [records[2].id]
 
     # -- asking -----------------------------------------------------------------------------------------
 
@@ -278,7 +283,7 @@ class HookCalls(HookMaking):
         while True:
             hook.apply(many(10, first), ())
             hook.apply((), ids_of(range(first, first + 2)))
-            print(first, flush=True)
+            say(first)
             first += 10
 
     @needs_fork
@@ -316,7 +321,7 @@ class HookCalls(HookMaking):
         """In a child: be the owner until a file is there."""
         hook = self.filled(self.make_hook(Path(folder)))
         hook.apply([record("a")], [])
-        print("ready", flush=True)
+        say("ready")
         while not Path(until).exists():
             threading.Event().wait(0.01)
         hook.close()

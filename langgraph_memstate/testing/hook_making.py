@@ -29,6 +29,7 @@ class HookMaking:
     def make_hook(self, tmp_path: Path) -> SyncHook:
         """A hook that is not open yet. Each call stands for a restart, before which the hook made last was closed.
 
+        The tests see more of a hook that has metadata fields, such as ``text`` or any other name.
         The hook keeps what it keeps under `tmp_path`, or in a place named after it. It leaves the model to the memory,
         and embeds the field ``text`` or leaves that to the memory, too.
         """

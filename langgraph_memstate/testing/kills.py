@@ -1,6 +1,6 @@
 """Calls a test's methods in processes that are killed in the middle.
 
-One process loads the test's module and starts no thread; every call runs in a fork of it. What a call prints comes
+One process loads the test's module and starts no thread; every call runs in a fork of it. What a call says comes
 back line by line, however the call ends.
 """
 
@@ -29,6 +29,11 @@ def die_in(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
+def say(line: object) -> None:
+    """Tell the test that called: the whole line, or nothing where the process dies now."""
+    os.write(sys.stdout.fileno(), f"{line}\n".encode())
+
+
 class Children:
     """Runs methods of a test class in processes of their own.
 
@@ -47,7 +52,7 @@ class Children:
         )
 
     def call(self, method: str, *arguments: Any, timeout: float = 60.0) -> tuple[list[str], int]:
-        """The lines that a call printed, and how its process ended (as `os.waitstatus_to_exitcode` says)."""
+        """The lines that a call said, and how its process ended (as `os.waitstatus_to_exitcode` says)."""
         self.start(method, *arguments)
         stuck = threading.Timer(timeout, self._process.kill)
         stuck.start()
@@ -106,7 +111,7 @@ def _serve() -> None:
                 sys.stderr.flush()
                 os._exit(status)
         _, ended = os.waitpid(child, 0)
-        print(f"{_ENDED}{os.waitstatus_to_exitcode(ended)}", flush=True)
+        say(f"{_ENDED}{os.waitstatus_to_exitcode(ended)}")
 
 
 def _load(file: str, name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import chromadb
+import pytest
 from qdrant_client import QdrantClient
 
 from langgraph_memstate.hooks.base import SyncHook
@@ -14,33 +15,38 @@ from langgraph_memstate.hooks.qdrant import QdrantSyncHook
 from langgraph_memstate.testing import SyncHookContract
 from langgraph_memstate.testing.hook_search import HookSearch
 
+FIELDS = ("text", "ns0", "a.b")
+
 
 class TestChromaInMemory(SyncHookContract):
-    persists = False  # its client does, in this process
+    persists = False
 
     def make_hook(self, tmp_path: Path) -> SyncHook:
-        return ChromaSyncHook(chromadb.EphemeralClient(), tmp_path.name.ljust(3, "-") + "x")
+        client, name = chromadb.EphemeralClient(), f"c{tmp_path.name}c"
+        if name in (collection.name for collection in client.list_collections()):
+            client.delete_collection(name)  # as if the process had ended: its vectors had gone with it
+        return ChromaSyncHook(client, name, metadata_fields=FIELDS)
 
 
 class TestChromaInADirectory(SyncHookContract):
     preload = ("chromadb",)
 
     def make_hook(self, tmp_path: Path) -> SyncHook:
-        return ChromaSyncHook(path=tmp_path / "chroma")
+        return ChromaSyncHook(path=tmp_path / "chroma", metadata_fields=FIELDS)
 
 
 class TestQdrantInMemory(SyncHookContract):
     persists = False
 
     def make_hook(self, tmp_path: Path) -> SyncHook:
-        return QdrantSyncHook(QdrantClient(":memory:"))
+        return QdrantSyncHook(QdrantClient(":memory:"), metadata_fields=FIELDS)
 
 
 class TestQdrantInADirectory(SyncHookContract):
     preload = ("qdrant_client",)
 
     def make_hook(self, tmp_path: Path) -> SyncHook:
-        return QdrantSyncHook(path=tmp_path / "qdrant")
+        return QdrantSyncHook(path=tmp_path / "qdrant", metadata_fields=FIELDS, store_documents=True)
 
 
 class TestFaissInMemory(SyncHookContract):
@@ -57,6 +63,7 @@ class TestFaissInADirectory(SyncHookContract):
         return FaissSyncHook(tmp_path / "faiss")
 
 
+@pytest.mark.slow
 class TestFaissGraph(SyncHookContract):
     preload = ("faiss",)
 
