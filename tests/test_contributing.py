@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,16 +18,19 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The files of the section, whose blocks name the file that they continue."""
+def folder() -> Iterator[Path]:
+    """The files of the section, whose blocks name the file that they continue; in memory where that can be."""
     section = (ROOT / "CONTRIBUTING.md").read_text().partition("## Write your own hook")[2].partition("\n## ")[0]
     files: dict[str, str] = defaultdict(str)
     for name, block in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", section, re.DOTALL):
         files[name] += ("\n" if files[name] else "") + block
     assert sorted(files) == ["folder_hook.py", "test_folder_hook.py", "use.py"]
+    shared = Path("/dev/shm")
+    path = Path(tempfile.mkdtemp(prefix="memstate-", dir=shared if shared.is_dir() else None))
     for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    return tmp_path
+        (path / name).write_text(text)
+    yield path
+    shutil.rmtree(path)
 
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,9 +41,8 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_hook_keeps_the_contract(folder: Path) -> None:
-    done = python(
-        folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error", "test_folder_hook.py"
-    )
+    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "-p", "no:asyncio", f"--basetemp={folder / 'tmp'}"]
+    done = python(folder, "-m", "pytest", *options, "test_folder_hook.py")
     assert done.returncode == 0, done.stdout + done.stderr
     passed, skipped = re.search(r"(\d+) passed", done.stdout), re.search(r"(\d+) skipped", done.stdout)
     assert passed is not None

@@ -60,7 +60,10 @@ class FaissFiles:
 
     @property
     def _journal_path(self) -> Path:
-        return self._folder / f"{self.collection_id}-{self._snapshot_id}.journal"
+        return self._journal_of(self._snapshot_id)
+
+    def _journal_of(self, snapshot_id: str) -> Path:
+        return self._folder / f"{self.collection_id}-{snapshot_id}.journal"
 
     # -- reading --------------------------------------------------------------------------------------
 
@@ -99,8 +102,8 @@ class FaissFiles:
                         rows = np.frombuffer(data, "<f4").reshape(len(described["ids"]), vectors.dims)
                         vectors.add(described["ids"], described["paths"], rows)
                     vectors.remove(described["removed"])
-        except FileNotFoundError:
-            return
+        except FileNotFoundError as error:
+            raise TornFileError(f"{self._journal_path} is gone") from error
 
     # -- writing --------------------------------------------------------------------------------------
 
@@ -132,6 +135,8 @@ class FaissFiles:
             "format": _FORMAT, "collection": self._name, "id": snapshot_id,
             "spec": asdict(spec), "kind": vectors.kind,
         }  # fmt: skip
+        self.close()
+        self._journal_of(snapshot_id).touch()  # so that a journal that is missing was lost
         unfinished = self._snapshot_path.with_suffix(".new")
         with open(unfinished, "wb", buffering=0) as file:
             file.write(_MAGIC)
@@ -139,10 +144,10 @@ class FaissFiles:
             os.fsync(file.fileno())
         os.replace(unfinished, self._snapshot_path)
         _sync_folder(self._folder)
-        self.close()
         self._snapshot_id, self._snapshot_size = snapshot_id, len(index)
         for journal in self._folder.glob(f"{self.collection_id}-*.journal"):
-            journal.unlink(missing_ok=True)
+            if journal != self._journal_path:
+                journal.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._journal is not None:
