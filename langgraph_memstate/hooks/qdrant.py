@@ -40,7 +40,8 @@ class QdrantSyncHook(SyncHook):
     """Keeps the vectors of a memory in one Qdrant collection.
 
     Args:
-        client: a `qdrant_client.QdrantClient` (a server, or local), or what names one: a URL, ``":memory:"``.
+        client: a `qdrant_client.QdrantClient` (a server, or local), or what names one: a URL, ``":memory:"``. With a
+            client in memory, no other process may follow the same database.
         collection_name: the collection that holds the vectors.
         text_field: path of the value that is embedded; None leaves it to the memory's index.
         metadata_fields: top-level fields of the value to copy into the points' payload.

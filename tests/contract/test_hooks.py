@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import chromadb
@@ -33,6 +34,28 @@ class TestChromaInADirectory(SyncHookContract):
 
     def make_hook(self, tmp_path: Path) -> SyncHook:
         return ChromaSyncHook(path=tmp_path / "chroma", metadata_fields=FIELDS)
+
+
+class Served(ChromaSyncHook):
+    """Closes its connections, which Chroma leaves open, and the user usually keeps."""
+
+    def close(self) -> None:
+        client = self._client
+        super().close()
+        if client is not None:
+            client.close()
+            for api in (client._server, client._admin_client._server):
+                api._session.close()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("chroma_server")
+class TestChromaBehindAServer(SyncHookContract):
+    preload = ("chromadb",)
+
+    def make_hook(self, tmp_path: Path) -> SyncHook:
+        client = chromadb.HttpClient(host="127.0.0.1", port=int(os.environ["MEMSTATE_CHROMA_PORT"]))
+        return Served(client, f"c{tmp_path.name}c", metadata_fields=FIELDS)
 
 
 class TestQdrantInMemory(SyncHookContract):

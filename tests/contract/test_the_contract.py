@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -195,3 +197,20 @@ def test_the_index_is_asked(tmp_path: Path) -> None:
     with index_is_asked():
         Contract().test_search_says_what_sql_holds(tmp_path, "atomic")
     assert [method for method, _ in hook.calls].count("query") > 10
+
+
+def test_pytest_is_imported_with_a_contract_only() -> None:
+    script = """
+import sys
+import langgraph_memstate.testing.faults
+assert "pytest" not in sys.modules
+from langgraph_memstate.testing import SyncHookContract
+assert "pytest" in sys.modules
+import langgraph_memstate.testing
+try:
+    langgraph_memstate.testing.Contract
+except AttributeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert "Contract" in done.stdout, done.stderr
