@@ -143,8 +143,8 @@ class FaissFiles:
             _write(file, described, index)
             os.fsync(file.fileno())
         os.replace(unfinished, self._snapshot_path)
-        _sync_folder(self._folder)
         self._snapshot_id, self._snapshot_size = snapshot_id, len(index)
+        _sync_folder(self._folder)
         for journal in self._folder.glob(f"{self.collection_id}-*.journal"):
             if journal != self._journal_path:
                 journal.unlink(missing_ok=True)

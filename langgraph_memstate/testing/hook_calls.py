@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -322,8 +323,9 @@ class HookCalls(HookMaking):
         hook = self.filled(self.make_hook(Path(folder)))
         hook.apply([record("a")], [])
         say("ready")
-        while not Path(until).exists():
-            threading.Event().wait(0.01)
+        deadline = time.monotonic() + 60
+        while not Path(until).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
         hook.close()
 
     @needs_fork

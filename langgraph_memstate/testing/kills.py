@@ -48,13 +48,14 @@ class Children:
         command = [sys.executable, "-c", f"from {__name__} import _serve; _serve()", json.dumps(given)]
         places = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": places}
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": places}, start_new_session=True,
+        )  # fmt: skip
 
     def call(self, method: str, *arguments: Any, timeout: float = 60.0) -> tuple[list[str], int]:
         """The lines that a call said, and how its process ended (as `os.waitstatus_to_exitcode` says)."""
         self.start(method, *arguments)
-        stuck = threading.Timer(timeout, self._process.kill)
+        stuck = threading.Timer(timeout, self._kill)
         stuck.start()
         try:
             lines = []
@@ -84,8 +85,13 @@ class Children:
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
             self._process.wait()
+
+    def _kill(self) -> None:
+        """The process and, where one is stuck, its fork."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _serve() -> None:
