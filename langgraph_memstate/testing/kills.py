@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -41,14 +42,18 @@ class Children:
     """
 
     def __init__(self, tests: type, preload: Sequence[str] = ()) -> None:
-        given = {
+        self._given = {
             "path": [*filter(None, sys.path)], "file": inspect.getfile(tests), "module": tests.__module__,
             "name": tests.__qualname__, "preload": list(preload),
         }  # fmt: skip
-        command = [sys.executable, "-c", f"from {__name__} import _serve; _serve()", json.dumps(given)]
+
+    @cached_property
+    def _process(self) -> subprocess.Popen[str]:
+        """Started with the first call."""
         places = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        return subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import _serve; _serve()", json.dumps(self._given)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": places}, start_new_session=True,
         )  # fmt: skip
 
@@ -78,6 +83,8 @@ class Children:
         return line.rstrip("\n")
 
     def close(self) -> None:
+        if "_process" not in vars(self):
+            return
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with suppress(BrokenPipeError):
