@@ -45,13 +45,16 @@ class OwnedDirectory:
         self._damaged: set[str] = set()
 
     @classmethod
-    def acquire(cls, path: str) -> Self | None:
-        """Own `path`, or None where another process does; `release` as often as this succeeds."""
+    def acquire(cls, path: str, *, shared: bool = True) -> Self | None:
+        """Own `path`, or None where another process does; `release` as often as this succeeds.
+
+        Hooks of one process share it, unless it is to be not `shared`: then another hook counts as another process.
+        """
         with cls._mutex:
             held = cls._held.get((cls, path))
             if held is not None:
                 assert isinstance(held, cls)
-                if held._pid != os.getpid():  # inherited by a fork: the parent's, and so is its client
+                if held._pid != os.getpid() or not shared:  # inherited by a fork, it is the parent's, as its client is
                     return None
                 held._users += 1
                 return held

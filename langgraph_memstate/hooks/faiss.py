@@ -70,6 +70,7 @@ class FaissSyncHook(SyncHook):
         self._path = None if path is None else os.path.realpath(path)
         self._directory: FaissDirectory | None = None
         self._collection: FaissCollection | None = None
+        self._spec: IndexSpec | None = None
         self._closed = False
         self._told = False
         self._pid = os.getpid()
@@ -86,6 +87,7 @@ class FaissSyncHook(SyncHook):
                     self._tell_busy()
                     return IndexState.BUSY
                 self._collection = self._directory.collection(self._collection_name)
+        self._spec = spec
         return self._collection.open(spec, self._kind)
 
     def _tell_busy(self) -> None:
@@ -98,19 +100,20 @@ class FaissSyncHook(SyncHook):
             )
 
     def reset(self, spec: IndexSpec) -> None:
+        self._spec = spec
         self._opened().reset(spec, self._kind)
 
     def apply(self, upserts: Sequence[VectorRecord], deletes: Sequence[str]) -> None:
-        self._opened().apply(upserts, deletes)
+        self._opened().apply(self._spec, upserts, deletes)
 
     def query(self, vector: Vector, k: int, namespace: Sequence[str] = ()) -> list[str]:
-        return self._opened().query(vector, k, namespace)
+        return self._opened().query(self._spec, vector, k, namespace)
 
     def ids(self) -> Iterator[str]:
-        return self._opened().ids()
+        return self._opened().ids(self._spec)
 
     def count(self) -> int:
-        return self._opened().count()
+        return self._opened().count(self._spec)
 
     def close(self) -> None:
         self._collection, self._closed = None, True
@@ -174,9 +177,9 @@ class FaissCollection:
                 self._directory.forget(self._files.collection_id)
             self._spec, self._vectors = spec, empty
 
-    def apply(self, upserts: Sequence[VectorRecord], deletes: Sequence[str]) -> None:
+    def apply(self, spec: IndexSpec | None, upserts: Sequence[VectorRecord], deletes: Sequence[str]) -> None:
         with self._lock:
-            vectors = self._opened()
+            vectors = self._opened(spec)
             for record in upserts:
                 if record.vector.shape != (vectors.dims,):
                     raise ValueError(f"vector {record.id} has shape {record.vector.shape}, not ({vectors.dims},)")
@@ -196,21 +199,26 @@ class FaissCollection:
             vectors.put(upserts)
         vectors.remove(deletes)
 
-    def query(self, vector: Vector, k: int, namespace: Sequence[str]) -> list[str]:
+    def query(self, spec: IndexSpec | None, vector: Vector, k: int, namespace: Sequence[str]) -> list[str]:
         with self._lock:
-            return self._opened().nearest(vector, k, namespace)
+            return self._opened(spec).nearest(vector, k, namespace)
 
-    def ids(self) -> Iterator[str]:
+    def ids(self, spec: IndexSpec | None) -> Iterator[str]:
         with self._lock:
-            return iter(self._opened())
+            return iter(self._opened(spec))
 
-    def count(self) -> int:
+    def count(self, spec: IndexSpec | None) -> int:
         with self._lock:
-            return len(self._opened())
+            return len(self._opened(spec))
 
-    def _opened(self) -> FaissVectors:
+    def _opened(self, spec: IndexSpec | None) -> FaissVectors:
+        """The vectors, for a hook that opened the index for `spec`."""
         if self._vectors is None:
             raise VectorSyncError("this FAISS index has yet to be rebuilt")
+        if self._spec != spec:
+            raise VectorSyncError(
+                "this FAISS index is that of another memory now, or of another model: give each a collection_name"
+            )
         return self._vectors
 
     def close(self) -> None:

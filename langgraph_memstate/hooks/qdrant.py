@@ -96,7 +96,7 @@ class QdrantSyncHook(SyncHook):
             multiprocess=not self._is_local, max_batch=_LOCAL_BATCH if self._is_local else _SERVER_BATCH
         )
         self._pid = os.getpid()
-        self._ready = False
+        self._spec: IndexSpec | None = None  # what the collection was built from, once it is known to be
         self._adopted = False
         self._closed = False
         self._told: set[str] = set()
@@ -104,7 +104,7 @@ class QdrantSyncHook(SyncHook):
     # -- life -----------------------------------------------------------------------------------------
 
     def open(self, spec: IndexSpec) -> IndexState:
-        self._ready = False
+        self._spec = None
         if self._closed:
             raise VectorSyncError(f"index {self.name} is closed")
         if self._client is not None and self._pid != os.getpid():
@@ -138,12 +138,12 @@ class QdrantSyncHook(SyncHook):
             return IndexState.EMPTY
         if not self._carries(info, spec):
             return IndexState.MISMATCH
-        self._ready, self._adopted = True, bool(_metadata_of(info).get(_ADOPTED))
+        self._spec, self._adopted = spec, bool(_metadata_of(info).get(_ADOPTED))
         return IndexState.OK if self.count() else IndexState.EMPTY
 
     def reset(self, spec: IndexSpec) -> None:
         client = self._check_client()
-        self._ready = False
+        self._spec = None
         info = self._find()
         if info is None:
             self._create(spec)
@@ -152,10 +152,10 @@ class QdrantSyncHook(SyncHook):
         elif not self._carries(info, spec) or client.count(self._collection_name).count:
             client.delete_collection(self._collection_name)
             self._create(spec)
-        self._ready = True
+        self._spec = spec
 
     def close(self) -> None:
-        self._ready = False
+        self._spec = None
         if self._makes_client and self._client is not None and self._pid == os.getpid():
             self._client.close()
         self._release()
@@ -286,8 +286,13 @@ class QdrantSyncHook(SyncHook):
 
     def _opened(self) -> QdrantClient:
         client = self._check_client()
-        if not self._ready:
+        if self._spec is None:
             raise VectorSyncError(f"index {self.name} has yet to be rebuilt")
+        if not self._carries(client.get_collection(self._collection_name), self._spec):
+            raise VectorSyncError(
+                f"Qdrant collection {self._collection_name!r} was taken by another memory, or built anew by another "
+                "process: give each memory a collection_name of its own"
+            )
         return client
 
     def _check_client(self) -> QdrantClient:

@@ -272,6 +272,30 @@ class HookCalls(HookMaking):
             hook.reset(SPEC)
         assert (hook.count(), list(hook.ids()), hook.query(axis(0), 9)) == (0, [], [])
 
+    def test_two_hooks_in_one_process(self, hook: SyncHook, tmp_path: Path) -> None:
+        """They share the index, or one is told that it is busy. Neither goes on with what the other has dropped."""
+        if not self.persists:
+            pytest.skip("nothing is shared")
+        hook.apply([record("a")], [])
+        second = self.make_hook(tmp_path)
+        found = second.open(SPEC)
+        if found is not IndexState.BUSY:
+            assert found is IndexState.OK
+            second.apply([record("b", axis(1))], [])
+            hook.apply([record("c", axis(2))], [])
+            for one in (hook, second):
+                assert sorted(one.ids()) == sorted(ids_of("abc"))
+                assert one.query(axis(1), 1) == ids_of("b")
+            other = replace(SPEC, store_id="another store")
+            assert second.open(other) is IndexState.MISMATCH
+            second.reset(other)
+            second.apply([record("d")], [])
+            for call in (hook.count, lambda: hook.query(axis(0), 1), lambda: hook.apply([record("e")], [])):
+                with pytest.raises(Exception, match=r"."):
+                    call()
+            assert list(second.ids()) == ids_of("d")
+        second.close()
+
     # -- processes --------------------------------------------------------------------------------------
 
     def write_until_killed(self, folder: str, start: str, delay: str) -> None:
