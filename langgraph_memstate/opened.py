@@ -36,6 +36,7 @@ from langgraph_memstate.facts import (
     new_version,
 )
 from langgraph_memstate.hooks.base import SyncHook
+from langgraph_memstate.hooks.given import hook_of
 from langgraph_memstate.index import VectorIndex, check_index_config
 from langgraph_memstate.moments import Moment
 from langgraph_memstate.outbox import Outbox, VectorSync
@@ -111,8 +112,8 @@ class OpenedMemory:
         Args:
             index: LangGraph's `IndexConfig`: `dims`, `embed`, `fields` (default ``["$"]``, the whole value). An extra
                 `model` names the embedding model where it has no name of its own.
-            vectors: a hook, a chromadb client or collection, or a `langchain_chroma.Chroma`. Default with `index`:
-                an embedded Chroma beside the SQLite file, and an exact search in SQL for ``:memory:``.
+            vectors: a hook, a chromadb client or collection, a `langchain_chroma.Chroma`, or a Qdrant client. Default
+                with `index`: an embedded Chroma beside the SQLite file, and an exact search in SQL for ``:memory:``.
 
         Raises:
             DatabaseOpenError: the URL names nothing that can be opened.
@@ -133,11 +134,7 @@ class OpenedMemory:
 
     def _attach_default(self, vectors: Any) -> None:
         if vectors is not None:
-            if not isinstance(vectors, SyncHook):
-                from langgraph_memstate.hooks.chroma import ChromaSyncHook
-
-                vectors = ChromaSyncHook(vectors)
-            self.add_hook(vectors)
+            self.add_hook(hook_of(vectors))
         elif self._index_config is not None:
             if self.storage.location is None:
                 self._attach(None)
