@@ -88,10 +88,11 @@ def test_one_poisoned_commit_does_not_hurt_its_group(poison: Any, quick_path: Pa
     armed = False
 
     def point() -> None:
-        if armed and threading.current_thread().name == "memstate-writer":
+        if armed and threading.current_thread() is threads[0]:
             waiting.set()
             gate.wait(30)
 
+    threads: list[threading.Thread] = []
     outcomes: dict[int, BaseException | None] = {}
     with MemoryStore(FaultyStorage(SQLiteStorage(quick_path / "memory.db"), point)) as memory:
 
@@ -106,7 +107,7 @@ def test_one_poisoned_commit_does_not_hurt_its_group(poison: Any, quick_path: Pa
                 outcomes[n] = error
 
         armed = True
-        threads = [threading.Thread(target=commit, args=(n,)) for n in range(7)]
+        threads += [threading.Thread(target=commit, args=(n,)) for n in range(7)]
         threads[0].start()
         assert waiting.wait(30)  # the writer is busy with the first one, so the others make one group
         for thread in threads[1:]:
