@@ -167,6 +167,6 @@ def _pending(draft: Draft) -> Record | None:
     if draft.value is None:
         return None
     return Record(
-        draft.namespace, draft.key, draft.version, draft.value, created_at=draft.ts, updated_at=draft.ts,
-        ttl=draft.ttl, type=draft.type,
+        draft.namespace, draft.key, draft.version, draft.value,
+        created_at=draft.created_at or draft.ts, updated_at=draft.ts, ttl=draft.ttl, type=draft.type,
     )  # fmt: skip

@@ -42,6 +42,8 @@ def plan_thread(reader: Reader, request: RollbackRequest) -> RollbackPlan | None
         if request.turns is None and (request.to is None or isinstance(request.to, int)):
             return None
         raise RollbackError(f"thread {thread_id!r} has no checkpoints")
+    if isinstance(request.to, int):
+        raise RollbackError(f"thread {thread_id!r} goes back to one of its checkpoints, not to a sequence of the log")
     target, steps = _target(reader, head, request)
     to = _before_first(reader, head) if target is None else target.seq
 

@@ -253,7 +253,7 @@ def test_what_is_no_target(memory: MemoryStore) -> None:
         (head, "t", "head already"),
         (theirs, "t", "thread 'u'"),
         ("gone", "t", "gone"),
-        (3, "t", "names no moment"),
+        (3, "t", "sequence of the log"),
     ):
         with pytest.raises((RollbackError, UnknownMomentError), match=error):
             memory.rollback(to=to, thread_id=thread_id)
