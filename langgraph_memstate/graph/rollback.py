@@ -95,7 +95,7 @@ def step_before(chain: Iterator[StoredHead], steps: int) -> tuple[StoredHead | N
 def is_before_first(checkpoint: StoredHead) -> bool:
     """Whether a checkpoint is the empty state that a rollback of all steps left."""
     rollback = _rollback_of(metadata_of(checkpoint))
-    return rollback is not None and rollback["to"] is None
+    return rollback is not None and rollback["source"] is None  # also of a twin of that
 
 
 def _rollback_of(metadata: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -178,6 +178,11 @@ class FaultyStorage(Storage):
             yield reader
         self._point()
 
+    def scrub(self) -> None:
+        self._point()
+        self.inner.scrub()
+        self._point()
+
     def close(self) -> None:
         self.inner.close()
 

@@ -76,7 +76,7 @@ POISON: dict[str, Any] = {
     "a number that is too large": PutWrites(STEP, "task", "", (WriteRow(2**70, "log", Blob("null", b"")),)),
     "a value that SQLite cannot hold": PutWrites(STEP, "task", "", (WriteRow(0, "log", Blob("null", object())),)),  # type: ignore[arg-type]
     "a lone surrogate": PutWrites(STEP, "task", "", (WriteRow(0, "\ud800", Blob("null", b"")),)),
-    "a constraint that fails": PutCheckpoint(STEP, None, Blob("null", b""), None, None, {}, {}),  # type: ignore[arg-type]
+    "a constraint that fails": PutCheckpoint(STEP, None, "", Blob("null", b""), None, None, {}, {}),  # type: ignore[arg-type]
     "a record that is gone": Settle("no such record"),
     "no operation at all": object(),
 }
