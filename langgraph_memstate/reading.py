@@ -233,6 +233,7 @@ def item_of(draft: Draft) -> Record | None:
     if draft.value is None:
         return None
     return Record(
-        draft.namespace, draft.key, draft.version, draft.value, created_at=draft.ts, updated_at=draft.ts,
-        ttl=draft.ttl, type=draft.type, schema=draft.schema, schema_version=draft.schema_version,
+        draft.namespace, draft.key, draft.version, draft.value,
+        created_at=draft.created_at or draft.ts, updated_at=draft.ts, ttl=draft.ttl, type=draft.type,
+        schema=draft.schema, schema_version=draft.schema_version,
     )  # fmt: skip

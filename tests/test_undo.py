@@ -16,6 +16,7 @@ from truth import Words, check_search, check_settled, collection_of, note, notes
 
 from langgraph_memstate import Fact, MemoryStore
 from langgraph_memstate.errors import KeyTypeError, RollbackConflict, RollbackError, UnknownMomentError
+from langgraph_memstate.facts import Origin
 
 
 def texts(memory: MemoryStore) -> dict[str, Any]:
@@ -140,6 +141,16 @@ def test_expiry_is_no_commit_to_undo(memory: MemoryStore) -> None:
     memory.rollback(1)  # the put of `a`, whose end nobody regrets
     assert texts(memory) == {"b": "stays"}
     assert memory.rollback(1).removed == ((("note",), "b"),)
+
+
+def test_what_has_expired_since_is_no_conflict(memory: MemoryStore) -> None:
+    put(memory, "a", "base")
+    draft = memory.draft_put(("note",), "a", {"text": "short"}, ttl=0.0001, origin=Origin(thread_id="mine"))
+    memory.write([draft])
+    time.sleep(0.02)
+    assert memory.sweep() == 1
+    memory.rollback(1, thread_id="mine")
+    assert texts(memory) == {"a": "base"}
 
 
 # -- conflicts --------------------------------------------------------------------------------------

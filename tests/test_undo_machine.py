@@ -434,11 +434,11 @@ def play(examples: int, steps: int) -> int:
 
 
 def test_undo_and_the_past_agree_with_a_model() -> None:
-    print(f"\n{play(30, 25)} rules")
+    print(f"\n{play(40, 25)} rules")
 
 
 @pytest.mark.slow
 def test_undo_and_the_past_agree_with_a_model_for_long() -> None:
-    rules = play(100, 60)
+    rules = play(140, 50)
     print(f"\n{rules} rules")
     assert rules > 2_000

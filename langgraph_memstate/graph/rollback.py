@@ -43,6 +43,8 @@ def plan_thread(reader: Reader, request: RollbackRequest) -> RollbackPlan | None
         if request.turns is None and (request.to is None or isinstance(request.to, int)):
             return None
         raise RollbackError(f"thread {thread_id!r} has no checkpoints")
+    if isinstance(request.to, int):
+        raise RollbackError(f"thread {thread_id!r} goes back to one of its checkpoints, not to a sequence of the log")
     target, steps = _target(reader, head, request)
     to = _before_first(reader, head) if target is None else target.seq
 
@@ -94,7 +96,7 @@ def step_before(chain: Iterator[StoredHead], steps: int) -> tuple[StoredHead | N
 def is_before_first(checkpoint: StoredHead) -> bool:
     """Whether a checkpoint is the empty state that a rollback of all steps left."""
     rollback = _rollback_of(metadata_of(checkpoint))
-    return rollback is not None and rollback["to"] is None
+    return rollback is not None and rollback["source"] is None  # also of a twin of that
 
 
 def _rollback_of(metadata: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -181,6 +181,7 @@ class FaultyStorage(Storage):
     def scrub(self) -> None:
         self._point()
         self.inner.scrub()
+        self._point()
 
     def close(self) -> None:
         self.inner.close()

@@ -14,11 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import callers, chat, checkpointer, imports, steps, store, transactions
+from tests.benchmarks import callers, chat, checkpointer, imports, steps, store, transactions, undo
 from tests.benchmarks.measure import Row, Session
 from tests.benchmarks.table import lines
 
-CASES = {module.CASE: module for module in (steps, chat, checkpointer, store, transactions, callers, imports)}
+CASES = {module.CASE: module for module in (steps, chat, checkpointer, store, transactions, callers, undo, imports)}
 PACKAGES = ("langgraph", "langgraph-checkpoint", "langgraph-checkpoint-sqlite", "chromadb")
 
 

@@ -127,6 +127,11 @@ def test_step_by_step_to_the_very_beginning(memory: MemoryStore) -> None:
     with pytest.raises(RollbackError, match="0 turns"):
         memory.rollback(turns=1, thread_id="t")
     assert facts(memory) == {}
+    again = memory.rollback(to=report.undone, thread_id="t")
+    memory.rollback(to=report.head, thread_id="t")  # a twin of the empty one
+    with pytest.raises(RollbackError, match="0 steps"):
+        memory.rollback(1, thread_id="t")
+    assert again.steps >= 1
     turns(graph, 1)
     fresh = graph.get_state(T).values
     assert fresh["log"] == ["in0", "hear1", "say2"]
@@ -253,7 +258,7 @@ def test_what_is_no_target(memory: MemoryStore) -> None:
         (head, "t", "head already"),
         (theirs, "t", "thread 'u'"),
         ("gone", "t", "gone"),
-        (3, "t", "names no moment"),
+        (3, "t", "sequence of the log"),
     ):
         with pytest.raises((RollbackError, UnknownMomentError), match=error):
             memory.rollback(to=to, thread_id=thread_id)

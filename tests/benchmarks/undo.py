@@ -1,0 +1,67 @@
+"""Undo of a hundred steps with a thousand facts, beside the thousand puts that wrote them, with an embedded Chroma."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from langgraph_memstate import Fact, MemoryStore
+from tests.benchmarks.measure import Row, Session, quartiles
+from tests.benchmarks.work import SENTENCE
+
+CASE = "undo"
+STEPS, FACTS = 100, 10  # of a step
+DIMS = 384
+
+
+class Model:
+    """Embeds in no time, and counts the texts."""
+
+    model = "counted"
+
+    def __init__(self) -> None:
+        self.texts = 0
+
+    def __call__(self, texts: Sequence[str]) -> list[list[float]]:
+        self.texts += len(texts)
+        return [[float(1 + hash((text, place)) % 1000) for place in range(DIMS)] for text in texts]
+
+
+def run(session: Session) -> list[Row]:
+    folder = session.room(CASE)
+    rows: list[Row] = []
+    for vectors in (False, True):
+        samples: dict[str, list[float]] = {}
+        embedded: dict[str, int] = {}
+        for turn in range(session.pick(5, 2)):
+            session.tell(f"{CASE}: {turn}")
+            _round(folder / f"{vectors}-{turn}.db", vectors, samples, embedded)
+        session.tell("")
+        name = "SQLite + Chroma" if vectors else "SQLite"
+        for what, seconds in samples.items():
+            low, median, high = quartiles([*seconds, *seconds])
+            rows.append(Row(CASE, what, name, "WAL", median, low, high, notes={"texts embedded": str(embedded[what])}))
+    return rows
+
+
+def _round(path: Path, vectors: bool, samples: dict[str, list[float]], embedded: dict[str, int]) -> None:
+    model = Model()
+    with MemoryStore.open(path, index={"dims": DIMS, "embed": model} if vectors else None) as memory:
+
+        def timed(what: str, call: Callable[[], object]) -> None:
+            before, start = model.texts, time.perf_counter()
+            call()
+            samples.setdefault(what, []).append(time.perf_counter() - start)
+            embedded[what] = model.texts - before
+
+        def write(text: str) -> None:
+            for step in range(STEPS):
+                numbers = range(step * FACTS, step * FACTS + FACTS)
+                memory.commit([Fact("note", {"text": f"{SENTENCE} {text} {n}"}, id=str(n)) for n in numbers])
+
+        write("first")
+        timed("1,000 puts", lambda: [memory.store.put(("put",), str(n), {"text": f"{n}"}) for n in range(1_000)])
+        timed("100 commits of 10 facts", lambda: write("second"))
+        timed("undo of these 100", lambda: memory.rollback(STEPS))
+        memory.flush()
