@@ -110,7 +110,7 @@ class Follower:
         """Try indexes again that were away, or owned by another process."""
         for index in self.indexes:
             with self._turn:
-                if index.state in states:
+                if index.state in states and not index.is_taken:
                     try:
                         self._open(index)
                     except (VectorSyncError, IndexConfigError) as error:
@@ -238,6 +238,8 @@ class Follower:
                 return False
             seen = tried or set()
             with self._storage.snapshot() as reader:
+                if not index.is_current(reader):
+                    return False
                 due = time.time() + (0.0 if tried is None else _HORIZON)
                 rows = _applicable(reader, index, due=due, limit=_BATCH + len(seen))
                 rows = [row for row in rows if row.id not in seen]

@@ -19,6 +19,7 @@ from langgraph_memstate.storage.base import (
     EXACT,
     EmbeddingRow,
     PutIndexMeta,
+    Reader,
     ScoredRow,
     Snapshots,
     VectorRow,
@@ -55,6 +56,9 @@ class VectorIndex:
         self.hook = hook
         self.name = EXACT if hook is None else hook.name
         self.state: IndexState | None = None
+        self.is_taken = False
+        """another process has started the index anew, in a memory of its own: it is the one that SQL speaks of"""
+        self._generation = 0
         self.matrix = VectorMatrix(self.name, embedder.model)
         self._found = IndexState.OK
         self._silent = False
@@ -165,9 +169,9 @@ class VectorIndex:
                 anew = anew and found is IndexState.OK
                 rebuild = anew or found in (IndexState.EMPTY, IndexState.MISMATCH, IndexState.SUSPECT)
                 if rebuild:
-                    if found is not IndexState.EMPTY:
-                        if not anew:
-                            logger.warning("index %s is %s; rebuilding it from SQL", self.name, found.value)
+                    if found is not IndexState.EMPTY and not anew:
+                        logger.warning("index %s is %s; rebuilding it from SQL", self.name, found.value)
+                    if meta is not None:  # others that had opened it hold an index that is followed no more
                         spec = IndexSpec(store_id, generation + 1, dims, self.model)
                     if self.state is IndexState.OK:
                         # An empty index must not be written before SQL knows that it is empty.
@@ -179,12 +183,24 @@ class VectorIndex:
             except Exception as error:
                 self.state = None
                 raise VectorSyncError(f"index {self.name} cannot be opened: {error!r}") from error
-        self._found = found
+        self._found, self._generation = found, spec.generation
         return PutIndexMeta(self.name, self.model, dims, spec.generation), rebuild
 
     def ready(self) -> None:
         """What `open` returned is in SQL: the index may be followed and asked."""
         self.state = self._found
+
+    def is_current(self, reader: Reader) -> bool:
+        """Whether this is the index that SQL speaks of. If not, it is to be opened again, or left to who started it."""
+        meta = reader.index_meta(self.name)
+        if meta is None or self.hook is None or meta.generation == self._generation:
+            return True
+        if self.hook.capabilities.multiprocess:
+            self.state = None
+        elif not self.is_taken:
+            logger.warning("index %s was started anew by another process; this one searches SQL", self.name)
+            self.state, self.is_taken = IndexState.BUSY, True
+        return False
 
     def _check(self, meta: PutIndexMeta | None) -> int:
         if meta is None:

@@ -48,8 +48,8 @@ def semantic(storage: Snapshots, index: VectorIndex, query: Query) -> list[Score
     if query.count < 1:
         return []
     with index.matrix.following(storage) as (reader, matrix):
-        before, asked = reader.last_seq(), index.follows and _are_many(reader, matrix, index, query.prefix)
-        if not asked:
+        before = reader.last_seq()
+        if not (index.follows and _are_many(reader, matrix, index, query.prefix) and index.is_current(reader)):
             return _compare(reader, matrix, index, query)
         pending, deletes = set(reader.pending_upserts(index.name)), reader.pending_deletes(index.name)
     found = None if len(pending) > _MANY_PENDING else _ask(storage, index, query, before, pending, deletes)

@@ -8,26 +8,28 @@ import sys
 
 IMPORT = """
 import json, sys, time
+started = time.process_time()
 import langgraph.graph, langgraph.store.base
-before, started = set(sys.modules), time.process_time()
+before, between = set(sys.modules), time.process_time()
 import langgraph_memstate
-print(json.dumps([time.process_time() - started, sorted(set(sys.modules) - before)]))
+print(json.dumps([between - started, time.process_time() - between, sorted(set(sys.modules) - before)]))
 """
 
 
-def imported() -> tuple[float, list[str]]:
-    """Seconds of CPU time (so that a busy machine does not count), and the modules that came in."""
+def imported() -> tuple[float, float, list[str]]:
+    """Seconds of CPU time for LangGraph and for us on top of it, and the modules that we brought in."""
     result = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=60, check=True)
-    seconds, modules = json.loads(result.stdout)
-    return seconds, modules
+    theirs, ours, modules = json.loads(result.stdout)
+    return theirs, ours, modules
 
 
 def test_no_vector_database_is_imported() -> None:
-    _, modules = imported()
+    _, _, modules = imported()
     packages = {module.partition(".")[0] for module in modules}
     assert "langgraph_memstate" in packages
     assert packages.isdisjoint({"chromadb", "langchain_chroma", "qdrant_client", "faiss", "psycopg", "redis"})
 
 
-def test_importing_adds_at_most_a_tenth_of_a_second() -> None:
-    assert min(imported()[0] for _ in range(3)) <= 0.1
+def test_importing_adds_at_most_a_quarter_to_importing_langgraph() -> None:
+    times = [imported()[:2] for _ in range(3)]
+    assert min(ours for _, ours in times) <= 0.25 * min(theirs for theirs, _ in times)

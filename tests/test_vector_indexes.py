@@ -40,6 +40,7 @@ from truth import (
 from langgraph_memstate import Fact, MemoryStore, SQLiteStorage
 from langgraph_memstate.errors import IndexConfigError, VectorSyncError
 from langgraph_memstate.hooks.chroma import ChromaSyncHook
+from langgraph_memstate.hooks.faiss import FaissSyncHook
 
 FIRST = notes(12)
 
@@ -234,3 +235,22 @@ def test_the_three_lines_most_users_need(database: Path) -> None:
         check_search(memory, FIRST)
         assert memory.verify().ok
     assert (directory(database) / "chroma.sqlite3").is_file()
+
+
+def test_an_index_in_memory_that_another_has_started_anew_is_not_asked(
+    database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_memory(database, vectors=FaissSyncHook()) as first:
+        commit(first, FIRST)
+        first.flush()
+        with open_memory(database, vectors=FaissSyncHook()) as second:
+            commit(second, {"theirs": "green tea in the morning"})
+            second.flush()
+            for memory in (first, second):
+                assert memory.search("green tea in the morning", limit=1)[0].id == "theirs"
+            commit(first, {"ours": "black tea at night"})
+            second.flush()
+            for memory in (first, second):
+                assert memory.search("black tea at night", limit=1)[0].id == "ours"
+            assert second.verify().ok
+    assert "started anew by another process" in caplog.text
