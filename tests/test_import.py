@@ -30,6 +30,6 @@ def test_no_vector_database_is_imported() -> None:
     assert packages.isdisjoint({"chromadb", "langchain_chroma", "qdrant_client", "faiss", "psycopg", "redis"})
 
 
-def test_importing_adds_at_most_a_quarter_to_importing_langgraph() -> None:
+def test_importing_adds_at_most_a_third_to_importing_langgraph() -> None:
     times = [imported()[:2] for _ in range(3)]
-    assert min(ours for _, ours in times) <= 0.25 * min(theirs for theirs, _ in times)
+    assert min(ours for _, ours in times) <= min(theirs for theirs, _ in times) / 3
