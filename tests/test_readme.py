@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from langgraph_memstate import Constraint, Fact, MemoryStore, RollbackNode, TypedReducer, enforce
 from langgraph_memstate.errors import ConstraintError
+from langgraph_memstate.hooks.faiss import FaissSyncHook
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -43,13 +44,18 @@ def test_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"embeddings": DeterministicFakeEmbedding(size=384)}
     exec("from langgraph_memstate import MemoryStore", names)
-    index, embedded, server = (line for line in BLOCKS[1].splitlines() if line)
+    index, embedded, server, qdrant, faiss = (line for line in BLOCKS[1].splitlines() if line)
     exec(index, names)
     with eval(embedded.partition("#")[0], names) as memory:
         memory.store.put(("n",), "k", {"text": "hello"})
         assert memory.store.search(("n",), query="hello")[0].score == pytest.approx(1, abs=1e-5)
     assert (tmp_path / "agent.db.chroma").is_dir()
     assert "chromadb.HttpClient()" in server  # the server itself is in test_chroma_hook
+    assert "QdrantClient(" in qdrant  # and Qdrant in test_qdrant_hook
+    names["FaissSyncHook"] = FaissSyncHook
+    with eval(faiss.partition("#")[0], names) as memory:
+        assert memory.store.search(("n",), query="hello")[0].score == pytest.approx(1, abs=1e-5)
+    assert (tmp_path / "agent.faiss").is_dir()
 
 
 def test_spelled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
