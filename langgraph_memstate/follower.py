@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from langgraph_memstate import prepared
 from langgraph_memstate.commit import Writer
@@ -23,7 +23,7 @@ from langgraph_memstate.errors import (
     VectorSyncError,
 )
 from langgraph_memstate.facts import Draft, IndexPaths, Record
-from langgraph_memstate.hooks.base import IndexState
+from langgraph_memstate.hooks.base import IndexState, SyncHook
 from langgraph_memstate.index import VectorIndex
 from langgraph_memstate.storage.base import (
     Commit,
@@ -122,9 +122,17 @@ class Follower:
         Raises:
             VectorSyncError: one cannot be reached.
         """
+        self.rebuild(lambda hook: hook.capabilities.keeps_removed)
+
+    def rebuild(self, which: Callable[[SyncHook], bool] = lambda hook: True) -> None:
+        """Empty the indexes that this process follows and queue everything for them; search scans SQL until then.
+
+        Raises:
+            VectorSyncError: one cannot be reached.
+        """
         for index in self.indexes:
             with self._turn:
-                if index.hook is not None and index.follows and index.hook.capabilities.keeps_removed:
+                if index.hook is not None and index.follows and which(index.hook):
                     self._open(index, anew=True)
 
     def reopen(self, index: VectorIndex) -> None:

@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pydantic import BaseModel
 
@@ -317,6 +317,24 @@ class MemoryStore(Hindsight):
         self.flush()
         return self.verify()
 
+    def reindex(self) -> VerifyReport:
+        """Build every index anew from the embeddings in SQL; no text is embedded again, and search goes on meanwhile.
+
+        Returns what `verify` says afterwards.
+
+        Raises:
+            VectorSyncError: an index cannot be reached or refuses its work.
+        """
+        self._check_open()
+        self._outbox.rebuild()
+        self.flush()
+        return self.verify()
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: Literal["keep_latest", "delete"] = "keep_latest") -> None:
+        """Delete the checkpoints of threads, or all but the latest; see `MemStateCheckpointer.prune`. Facts stay."""
+        self._check_open()
+        self.checkpointer.prune(thread_ids, strategy=strategy)
+
     def check_schemas(self) -> list[SchemaFault]:
         """The current facts that the registered schemas do not accept, or cannot bring to their present version."""
         self._check_open()
@@ -344,5 +362,7 @@ class MemoryStore(Hindsight):
     asweep = awaited(sweep)
     averify = awaited(verify)
     arepair = awaited(repair)
+    areindex = awaited(reindex)
+    aprune = awaited(prune)
     acheck_schemas = awaited(check_schemas)
     astats = awaited(stats)

@@ -238,6 +238,8 @@ MEMORY_CALLS: dict[str, Call] = {
     "verify": lambda memory: memory.verify(),
     "check_schemas": lambda memory: memory.check_schemas(),
     "repair": lambda memory: memory.repair(),
+    "reindex": lambda memory: memory.reindex(),
+    "prune": lambda memory: memory.prune(["t"]),
     "stats": lambda memory: memory.stats(),
     "add_hook": lambda memory: memory.add_hook(Shelf()),
     "use_index": lambda memory: memory.use_index(INDEX),

@@ -355,3 +355,20 @@ def test_two_processes_on_one_database(database: Path) -> None:
     with open_memory(database) as memory:
         check_search(memory, ours | theirs | {"alone": "green tea"})
         check_settled(memory, database)
+
+
+def test_an_index_is_built_anew_without_embedding_again(database: Path) -> None:
+    with open_memory(database) as memory:
+        commit(memory, FIRST)
+        memory.flush()
+        before = held_ids(memory)
+        collection_of(memory).add(
+            ids=["00000000-0000-4000-8000-000000000000"], embeddings=[[1.0] * DIMS], metadatas=[{"stranger": True}]
+        )
+        asked = memory._outbox.indexes[0].embedder
+        embedded = []
+        asked.documents = lambda texts: embedded.append(texts)  # type: ignore[method-assign, assignment]
+        assert memory.reindex().ok
+        assert held_ids(memory) == before
+        assert embedded == []
+        check_search(memory, FIRST)
