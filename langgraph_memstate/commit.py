@@ -90,8 +90,9 @@ class Writer:
             entry = self._queue.get()
             if entry is None:
                 return
-            group, last = self._take_waiting(entry)
-            self._land(group)
+            with self._turn:
+                group, last = self._take_waiting(entry)
+                self._land(group)
             if last:
                 return
 
@@ -117,8 +118,7 @@ class Writer:
 
     def _land(self, group: Sequence[_Queued]) -> None:
         try:
-            with self._turn:
-                outcomes = self._storage.apply([commit for commit, _ in group])
+            outcomes = self._storage.apply([commit for commit, _ in group])
         except BaseException as error:  # whatever it is, the callers must learn of it
             outcomes = [error] * len(group)
         with self._lock:
