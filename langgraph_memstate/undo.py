@@ -134,12 +134,11 @@ def plan_undo(
     for address, seq in first.items():
         theirs, before = _versions(reader, address, seq, is_undone)
         if theirs is not None:
-            ours = next(filter(is_undone, reader.versions(*address)))
             if theirs.thread_id == thread_id or on_conflict == "keep":
                 undo.kept.append(address)
                 continue
-            if not ours.forgotten:  # else it was deleted to be forgotten, and comes back by no undo
-                conflicts.append(Conflict(*address, ours.version, theirs.version))
+            ours = next(filter(is_undone, reader.versions(*address)))
+            conflicts.append(Conflict(*address, ours.version, theirs.version))
         goals.append((address, before))
     if conflicts and on_conflict == "raise":
         shown = "; ".join(
