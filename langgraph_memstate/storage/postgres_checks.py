@@ -23,7 +23,9 @@ AT = "SELECT items.ns, items.key, {} FROM {{rows}} AS wanted (ns, key) JOIN item
 
 
 def check_unchanged(conn: Connection, op: CheckUnchanged) -> None:
-    landed = run(conn, "SELECT version FROM facts WHERE version = ANY(%s)", [draft.version for draft in op.drafts])
+    landed = run(
+        conn, "SELECT version FROM facts WHERE version = ANY(%s::text[])", [draft.version for draft in op.drafts]
+    )
     addresses = list({(encode_namespace(draft.namespace), draft.key) for draft in op.drafts})
     found = run_rows(conn, AT.format("type, value, ttl, expires_at"), "text text", addresses)
     if found is None:

@@ -43,7 +43,9 @@ def append(conn: Connection, op: Append) -> None:
     addresses = list({(encode_namespace(draft.namespace), draft.key) for draft in op.drafts})
     last = run(conn, "SELECT coalesce(max(seq), 0) FROM facts")
     names = run(conn, "SELECT name FROM indexes ORDER BY name")
-    landed = run(conn, "SELECT version FROM facts WHERE version = ANY(%s)", [draft.version for draft in op.drafts])
+    landed = run(
+        conn, "SELECT version FROM facts WHERE version = ANY(%s::text[])", [draft.version for draft in op.drafts]
+    )
     found = run_rows(conn, AT.format("version, created_at, expires_at"), "text text", addresses)
     if found is None:
         return
@@ -133,11 +135,11 @@ class _Appended:
 def _retire_vectors(conn: Connection, versions: Sequence[str]) -> None:
     if not versions:
         return
-    run(conn, "DELETE FROM outbox WHERE version = ANY(%s) AND op <> 'delete'", versions)
+    run(conn, "DELETE FROM outbox WHERE version = ANY(%s::text[]) AND op <> 'delete'", versions)
     run(
         conn,
         _QUEUE + "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
-        "WHERE version = ANY(%s) AND index_name <> %s ORDER BY id",
+        "WHERE version = ANY(%s::text[]) AND index_name <> %s ORDER BY id",
         versions, EXACT,
     )  # fmt: skip
 
@@ -247,8 +249,8 @@ def settle(conn: Connection, op: Settle) -> None:
         raise TransientError("the commit took so long that another process took its vectors back; try again")
     run(
         conn,
-        _QUEUE + "SELECT %(name)s, 'delete', id, NULL, 0 FROM unnest(%(ids)s::text[]) AS id WHERE NOT EXISTS ("
-        "SELECT 1 FROM vectors JOIN items USING (version) WHERE vector_id = id AND index_name = %(name)s)",
+        _QUEUE + "SELECT %(name)s, 'delete', sent, NULL, 0 FROM unnest(%(ids)s::text[]) AS sent WHERE NOT EXISTS ("
+        "SELECT 1 FROM vectors JOIN items USING (version) WHERE vector_id = sent AND index_name = %(name)s)",
         name=row[0], ids=row[1],
     )  # fmt: skip
 
@@ -280,7 +282,7 @@ def outbox_done(conn: Connection, op: OutboxDone) -> None:
 def outbox_failed(conn: Connection, op: OutboxFailed) -> None:
     run(
         conn,
-        "UPDATE outbox SET attempts = attempts + 1, retry_at = %s, error = %s WHERE id = ANY(%s)",
+        "UPDATE outbox SET attempts = attempts + 1, retry_at = %s, error = %s WHERE id = ANY(%s::bigint[])",
         op.retry_at, op.error, list(op.ids),
     )  # fmt: skip
 
@@ -305,7 +307,7 @@ def queue_index(conn: Connection, op: QueueIndex) -> None:
     )  # fmt: skip
     run(
         conn,
-        _QUEUE + "SELECT %s, 'delete', id, NULL, 0 FROM unnest(%s::text[]) AS id",
+        _QUEUE + "SELECT %s, 'delete', orphan, NULL, 0 FROM unnest(%s::text[]) AS orphan",
         op.index, list(op.deletes),
     )  # fmt: skip
 

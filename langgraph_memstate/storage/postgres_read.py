@@ -71,7 +71,7 @@ _PAST = (
     "WHERE later.ns = facts.ns AND later.key = facts.key AND later.seq > facts.seq AND later.seq <= %(seq)s)) AS items"
 )
 _FIRST_CHUNK, _LARGEST_CHUNK = 50, 5_000  # rows
-_NO_LIMIT = 2**62
+_MOST_ROWS = 2**62
 
 _cursors = count(1)
 
@@ -150,7 +150,7 @@ class PostgresReader(Reader):
             + (f"WHERE {' AND '.join(where)} " if where else "")
             + "ORDER BY checkpoint_id DESC, thread_id DESC, checkpoint_ns DESC LIMIT %s",
             *parameters,
-            min(limit, _NO_LIMIT),
+            _rows_at_most(limit),
         )
         return [self._stored(row) for row in rows]
 
@@ -277,7 +277,7 @@ class PostgresReader(Reader):
         rows = self._stream(
             f"SELECT {LOG} FROM facts WHERE {' AND '.join(where)} ORDER BY seq {'DESC' if newest_first else 'ASC'} "
             "LIMIT %(limit)s",
-            **equal, **_range(prefix), after=after, until=until, limit=limit,
+            **equal, **_range(prefix), after=after, until=until, limit=None if limit is None else _rows_at_most(limit),
         )  # fmt: skip
         yield from map(log_entry_of, rows)
 
@@ -311,7 +311,7 @@ class PostgresReader(Reader):
     # -- vectors ------------------------------------------------------------------------------------
 
     def embeddings(self, model: str, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
-        query = "SELECT text_hash, vector FROM embeddings WHERE model = %s AND text_hash = ANY(%s)"
+        query = "SELECT text_hash, vector FROM embeddings WHERE model = %s AND text_hash = ANY(%s::bytea[])"
         return dict(run(self._conn, query, model, list(hashes)).fetchall())
 
     def vector_count(self, index: str, prefix: Sequence[str], ceiling: int) -> int:
@@ -333,7 +333,7 @@ class PostgresReader(Reader):
         )  # fmt: skip
 
     def vectors_by_id(self, index: str, model: str, ids: Sequence[str], now: float) -> list[ScoredRow]:
-        wanted = "SELECT version FROM vectors WHERE index_name = %(index)s AND vector_id = ANY(%(ids)s)"
+        wanted = "SELECT version FROM vectors WHERE index_name = %(index)s AND vector_id = ANY(%(ids)s::text[])"
         rows = self._item_rows(
             f"SELECT {ITEM}, {_VECTOR} FROM {self._items} {_SCORES} WHERE {_LIVE} AND items.version IN ({wanted})",
             index=index, model=model, ids=list(ids), now=now,
@@ -377,13 +377,13 @@ class PostgresReader(Reader):
     def records(self, versions: Sequence[str], now: float) -> list[Record]:
         rows = self._item_rows(
             f"SELECT {ITEM} FROM {self._items} WHERE {_LIVE} "
-            "AND items.version = ANY(%(versions)s)",
+            "AND items.version = ANY(%(versions)s::text[])",
             versions=list(versions), now=now,
         )  # fmt: skip
         return list(map(record_of, rows))
 
     def vectors_of(self, versions: Sequence[str]) -> int:
-        row = self._one("SELECT count(*) FROM vectors WHERE version = ANY(%s)", list(versions))
+        row = self._one("SELECT count(*) FROM vectors WHERE version = ANY(%s::text[])", list(versions))
         return int(row[0]) if row else 0
 
     def unindexed(self, index: str) -> list[tuple[Record, IndexPaths]]:
@@ -398,7 +398,7 @@ class PostgresReader(Reader):
         rows = self._rows(
             "SELECT id, index_name, op, vector_id, version, attempts FROM outbox WHERE index_name = %s "
             "AND op <> 'embed' AND (%s::float8 IS NULL OR retry_at <= %s) ORDER BY id LIMIT %s",
-            index, due, due, limit,
+            index, due, due, _rows_at_most(limit),
         )  # fmt: skip
         return [OutboxRow(*row) for row in rows]
 
@@ -471,6 +471,11 @@ def _head(row: Sequence[Any]) -> StoredHead:
         raise CorruptRowError(f"checkpoint {step.checkpoint_id}: its manifest has channels without values")
     manifest = dict(zip(channels, value_ids, strict=True))
     return StoredHead(step, parent_id, seq, ts, Blob(head_type, _unpacked(step, head)), metadata, manifest)
+
+
+def _rows_at_most(limit: int) -> int | None:
+    """A limit as SQL takes it; a negative one is none."""
+    return None if limit < 0 else min(limit, _MOST_ROWS)
 
 
 def _range(prefix: Sequence[str]) -> dict[str, str]:

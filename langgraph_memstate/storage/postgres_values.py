@@ -65,10 +65,13 @@ def put_values(conn: Connection, op: PutCheckpoint) -> bool:
     known: Cursor | None = None
     held: Cursor | None = None
     if op.lists:
-        query = "SELECT value_id, id FROM lists WHERE thread_id = %s AND value_id = ANY(%s)"
+        query = "SELECT value_id, id FROM lists WHERE thread_id = %s AND value_id = ANY(%s::text[])"
         known = run(conn, query, thread, sorted(op.lists.keys() | bases))
         held = run(
-            conn, "SELECT digest, id FROM elements WHERE thread_id = %s AND digest = ANY(%s)", thread, sorted(digests)
+            conn,
+            "SELECT digest, id FROM elements WHERE thread_id = %s AND digest = ANY(%s::bytea[])",
+            thread,
+            sorted(digests),
         )
     run_rows(
         conn,
@@ -127,7 +130,7 @@ def _put_lists(conn: Connection, op: PutCheckpoint, known: dict[str, int], held:
 def read_values(conn: Connection, thread_id: str, value_ids: Sequence[str]) -> dict[str, Blob]:
     rows = run(
         conn,
-        "SELECT value_id, type, data FROM channel_values WHERE thread_id = %s AND value_id = ANY(%s)",
+        "SELECT value_id, type, data FROM channel_values WHERE thread_id = %s AND value_id = ANY(%s::text[])",
         thread_id, list(value_ids),
     )  # fmt: skip
     return {value_id: Blob(type_, unpacked(data)) for value_id, type_, data in rows}
@@ -142,12 +145,12 @@ def _chain(conn: Connection, which: str, thread_id: str, wanted: str | int) -> l
 
 
 def read_digests(conn: Connection, thread_id: str, ids: Sequence[int]) -> dict[int, bytes]:
-    query = "SELECT id, digest FROM elements WHERE id = ANY(%s) AND thread_id = %s"
+    query = "SELECT id, digest FROM elements WHERE id = ANY(%s::bigint[]) AND thread_id = %s"
     return dict(run(conn, query, list(ids), thread_id).fetchall())
 
 
 def read_elements(conn: Connection, thread_id: str, ids: Sequence[int]) -> dict[int, Blob]:
-    query = "SELECT id, type, data FROM elements WHERE id = ANY(%s) AND thread_id = %s"
+    query = "SELECT id, type, data FROM elements WHERE id = ANY(%s::bigint[]) AND thread_id = %s"
     return {id_: Blob(type_, unpacked(data)) for id_, type_, data in run(conn, query, list(ids), thread_id)}
 
 
@@ -200,7 +203,7 @@ def sweep(conn: Connection, thread_id: str) -> None:
                     raise CorruptRowError("a list is based on a newer version")
                 base = above
             _base_on(conn, thread_id, id_, base, keep)
-    run(conn, "DELETE FROM lists WHERE id = ANY(%s)", sorted(dead))
+    run(conn, "DELETE FROM lists WHERE id = ANY(%s::bigint[])", sorted(dead))
     _sweep_elements(conn, thread_id)
 
 
@@ -215,7 +218,11 @@ def _sweep_elements(conn: Connection, thread_id: str) -> None:
     lists = run(conn, "SELECT elements FROM lists WHERE thread_id = %s", thread_id)
     held = run(conn, "SELECT id FROM elements WHERE thread_id = %s", thread_id)
     used = {id_ for (elements,) in lists.fetchall() for id_ in load_ids(elements)}
-    run(conn, "DELETE FROM elements WHERE id = ANY(%s)", [id_ for (id_,) in held.fetchall() if id_ not in used])
+    run(
+        conn,
+        "DELETE FROM elements WHERE id = ANY(%s::bigint[])",
+        [id_ for (id_,) in held.fetchall() if id_ not in used],
+    )
 
 
 def copy_values(conn: Connection, source: str, target: str) -> None:

@@ -89,7 +89,7 @@ def lock(conn: Connection, schema: str, commits: Sequence[Commit]) -> None:
 
 def lock_key(schema: str, thread_id: str | None = None) -> int:
     name = f"memstate\0{schema}" if thread_id is None else f"memstate\0{schema}\0{thread_id}"
-    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
+    return int.from_bytes(blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest(), "big", signed=True)
 
 
 def _thread_of(op: Op) -> str | None:
@@ -152,7 +152,7 @@ def _of_task(step: StepKey, task_id: str) -> dict[str, str]:
 
 
 def _drop_writes(conn: Connection, op: DropWrites) -> None:
-    query = f"DELETE FROM writes WHERE {THIS_STEP} AND task_id = %s AND idx = ANY(%s)"
+    query = f"DELETE FROM writes WHERE {THIS_STEP} AND task_id = %s AND idx = ANY(%s::int[])"
     run(conn, query, *op.step, op.task_id, list(op.idxs))
 
 
@@ -164,7 +164,7 @@ def _delete_thread(conn: Connection, op: DeleteThread) -> None:
 def _delete_runs(conn: Connection, op: DeleteRuns) -> None:
     rows = run(
         conn,
-        "SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints WHERE run_id = ANY(%s)",
+        "SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints WHERE run_id = ANY(%s::text[])",
         list(op.run_ids),
     )
     _delete_checkpoints(conn, DeleteCheckpoints(tuple(StepKey(*row) for row in rows.fetchall())))
