@@ -40,6 +40,7 @@ VALUES: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 """What filters and claims have to tell apart, or take for the same."""
 
+CLAIMED = tuple(value for value in VALUES if isinstance(value.get("a"), str | int | float))
 OPERANDS = (
     1,
     0,
@@ -288,11 +289,9 @@ class LogContract:
 
     # -- checks -------------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize("value", VALUES, ids=ascii)
+    @pytest.mark.parametrize("value", CLAIMED, ids=ascii)
     def test_a_claim_finds_equal_values_alone(self, storage: Storage, value: dict[str, Any]) -> None:
-        wanted = value.get("a")
-        if not isinstance(wanted, str | int | float):
-            pytest.skip("no value that can be claimed")
+        wanted = value["a"]
         append(storage, *(put(str(number), other) for number, other in enumerate(VALUES)))
         claim = Claim(NOTES, (("a", wanted),))
         expected = {str(number) for number, other in enumerate(VALUES) if claim.made_by(other)}
