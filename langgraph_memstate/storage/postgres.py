@@ -42,6 +42,14 @@ _RESOLVE = 15.0  # seconds in which a lost server may come back and say whether 
 _FORGOTTEN = "seen_at < now() - interval '30 days'"
 
 
+class _Lost(Exception):
+    """The connection was lost, and nothing landed."""
+
+    def __init__(self, cause: psycopg.Error) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
 class PostgresStorage(Storage):
     """One schema of a PostgreSQL database, shared by any number of threads, processes and machines.
 
@@ -49,7 +57,7 @@ class PostgresStorage(Storage):
         conninfo: ``postgresql://user@host/database`` or libpq's ``host=… dbname=…``. UTF-8 databases only.
         schema: where the tables are; it is made when it is not there.
         pool_size: how many connections may read at once; one more writes.
-        timeout: seconds to wait for a connection of the pool before `TransientError`.
+        timeout: seconds to wait for a connection of the pool, or for others' commits, before `TransientError`.
     """
 
     def __init__(self, conninfo: str, *, schema: str = "memstate", pool_size: int = 10, timeout: float = 30.0) -> None:
@@ -70,7 +78,13 @@ class PostgresStorage(Storage):
         name = sql.Identifier(schema).as_bytes()
         self._here = b"SET LOCAL search_path TO " + name
         self._snapshot = (b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", self._here)
-        self._durable: tuple[bytes, ...] = ()
+        # A writer that waits too long gives up; one whose machine is gone must not keep the others waiting.
+        patience = int(max(timeout, 0.001) * 1_000)
+        self._settings: tuple[bytes, ...] = (
+            self._here,
+            b"SET LOCAL lock_timeout TO %d" % patience,
+            b"SET LOCAL idle_in_transaction_session_timeout TO %d" % patience,
+        )
 
     # -- opening ------------------------------------------------------------------------------------
 
@@ -105,7 +119,8 @@ class PostgresStorage(Storage):
             raise DatabaseOpenError(f"PostgreSQL {server // 10_000} is too old: 13 or later is needed")
         if encoding != "UTF8":
             raise DatabaseOpenError(f"the database is encoded in {encoding}; create one with ENCODING 'UTF8'")
-        self._durable = () if durability != "off" else (b"SET LOCAL synchronous_commit TO on",)
+        if durability == "off":
+            self._settings = (*self._settings, b"SET LOCAL synchronous_commit TO on")
         with conn.transaction():
             run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(self._schema))
             if run(conn, "SELECT 1 FROM pg_namespace WHERE nspname = %s", self._schema).fetchone() is None:
@@ -156,18 +171,18 @@ class PostgresStorage(Storage):
 
     def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
         self._check_open()
-        tried = False
-        while True:
+        try:
             try:
                 return self._apply_together(commits)
-            except (psycopg.Error, TransientError) as error:
-                failure = error if isinstance(error, MemStateError) else storage_error(error, "committing")
-                if self._writer is None and not tried and isinstance(error, psycopg.Error):
-                    tried = True  # the connection was lost, and nothing has landed: perhaps another one works
-                    continue
-                if len(commits) == 1 or self._writer is None:
-                    return [failure] * len(commits)
-                break
+            except _Lost:
+                return self._apply_together(commits)  # nothing has landed; perhaps another connection works
+        except _Lost as error:
+            return [storage_error(error.cause, "committing")] * len(commits)
+        except TransientError as error:
+            return [error] * len(commits)
+        except psycopg.Error as error:
+            if len(commits) == 1:
+                return [storage_error(error, "committing")]
         # The shared transaction is gone. One commit may be to blame, so each gets its own.
         return [outcome for commit in commits for outcome in self.apply((commit,))]
 
@@ -175,16 +190,20 @@ class PostgresStorage(Storage):
         """Land commits in one transaction.
 
         Raises:
-            psycopg.Error: nothing landed. After a lost connection, there is no writer any more.
+            psycopg.Error: the server refused something; nothing landed.
+            _Lost: nor did anything, for want of a connection.
             TransientError: the connection was lost, and whether the commits landed is not known.
         """
-        conn = self._open_writer()
+        try:
+            conn = self._open_writer()
+        except psycopg.OperationalError as error:
+            raise _Lost(error) from error
         outcomes: list[BaseException | None] = []
         number = self._committed + 1
         is_decided = False
         try:
             with conn.pipeline():
-                for statement in (b"BEGIN", self._here, *self._durable):
+                for statement in (b"BEGIN", *self._settings):
                     conn.execute(statement)
                 lock(conn, self._schema, commits)
                 for commit in commits:
@@ -201,8 +220,10 @@ class PostgresStorage(Storage):
             if not is_lost(conn):
                 raise
             self._drop_writer()
-            if not isinstance(error, psycopg.Error) or not is_decided or not self._has_landed(number):
+            if not isinstance(error, psycopg.Error):
                 raise
+            if not is_decided or not self._has_landed(number):
+                raise _Lost(error) from error
         if is_decided:
             self._committed = number
         return outcomes
@@ -268,6 +289,7 @@ class PostgresStorage(Storage):
                 conn = self._open_writer()
                 with conn.transaction():
                     conn.execute(self._here)
+                    conn.execute(b"SET LOCAL lock_timeout TO '5s'")
                     # The lock of the row waits for a transaction that is still about to end.
                     row = run(conn, "SELECT committed FROM writers WHERE id = %s FOR UPDATE", self._id).fetchone()
                 return row is not None and row[0] == number
