@@ -1,5 +1,7 @@
 """A LangGraph step and everything it remembers commit together, or not at all."""
 
+from typing import TYPE_CHECKING, Any
+
 from langgraph_memstate.errors import MemStateError
 from langgraph_memstate.facts import Fact, LogEntry
 from langgraph_memstate.graph.checkpointer import MemStateCheckpointer
@@ -12,6 +14,9 @@ from langgraph_memstate.schemas import Constraint
 from langgraph_memstate.storage.memory import InMemoryStorage
 from langgraph_memstate.storage.sqlite import SQLiteStorage
 
+if TYPE_CHECKING:
+    from langgraph_memstate.storage.postgres import PostgresStorage
+
 __all__ = [
     "Constraint",
     "Fact",
@@ -21,9 +26,18 @@ __all__ = [
     "MemStateError",
     "MemStateStore",
     "MemoryStore",
+    "PostgresStorage",
     "RollbackNode",
     "SQLiteStorage",
     "TypedReducer",
     "enforce",
     "typed_node",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PostgresStorage":  # its driver is an extra, and takes a while to import
+        from langgraph_memstate.storage.postgres import PostgresStorage
+
+        return PostgresStorage
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from langgraph_memstate.storage.sqlite import SQLiteStorage
 
 
 def storage_at(url: str | Path) -> Storage:
-    """The storage, not opened yet, of a path, ``sqlite:///path`` or ``:memory:``."""
+    """The storage, not opened yet, of a path, ``sqlite:///path``, ``:memory:`` or ``postgresql://…``."""
     if not isinstance(url, str | Path) or "\0" in str(url):
         raise DatabaseOpenError(f"{url!r} names no file; give a path, sqlite:///path or :memory:")
     text = str(url)
@@ -27,4 +27,16 @@ def storage_at(url: str | Path) -> Storage:
         if path in ("", ":memory:"):
             return InMemoryStorage()
         return SQLiteStorage(path)
-    raise DatabaseOpenError(f"{scheme}:// is no scheme this release opens; there are a path, sqlite:/// and :memory:")
+    if scheme in ("postgresql", "postgres"):
+        return _postgres(text)
+    raise DatabaseOpenError(
+        f"{scheme}:// is no scheme this release opens; there are a path, sqlite:///, :memory: and postgresql://"
+    )
+
+
+def _postgres(url: str) -> Storage:
+    try:
+        from langgraph_memstate.storage.postgres import PostgresStorage
+    except ImportError as error:
+        raise DatabaseOpenError(f"{url.partition(':')[0]}://: {error}") from error
+    return PostgresStorage(url)

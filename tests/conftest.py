@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from langgraph_memstate import MemoryStore
+
+pytest.register_assert_rewrite("langgraph_memstate.testing")  # the contracts say what differs
 
 
 @pytest.fixture
@@ -16,10 +20,25 @@ def database(tmp_path: Path) -> Path:
     return tmp_path / "memory.db"
 
 
-@pytest.fixture(params=["file", "in-memory"])
-def url(request: pytest.FixtureRequest, database: Path) -> str:
-    """What `MemoryStore.open` takes: a SQLite file, and then ``:memory:``."""
-    return str(database) if request.param == "file" else ":memory:"
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL server, started once; see `postgres_server.Server`."""
+    pytest.importorskip("psycopg", reason="the extra [postgres] is not installed")
+    sys.path.insert(0, str(Path(__file__).parent))
+    from postgres_server import running
+
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(params=["file", "in-memory", pytest.param("postgres", marks=pytest.mark.slow)])
+def url(request: pytest.FixtureRequest, database: Path) -> Iterator[str]:
+    """What `MemoryStore.open` takes: a SQLite file, then ``:memory:``, and a PostgreSQL database."""
+    if request.param == "postgres":
+        with request.getfixturevalue("postgres").database() as fresh:
+            yield fresh
+    else:
+        yield str(database) if request.param == "file" else ":memory:"
 
 
 @pytest.fixture

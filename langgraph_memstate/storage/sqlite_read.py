@@ -6,7 +6,6 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from datetime import UTC, datetime
 from typing import Any
 
 from langgraph_memstate.errors import CorruptRowError, FilterError
@@ -18,7 +17,6 @@ from langgraph_memstate.facts import (
     Origin,
     Record,
     decode_namespace,
-    decode_value,
     encode_namespace,
     namespace_range,
 )
@@ -43,25 +41,17 @@ from langgraph_memstate.storage.base import (
 )
 from langgraph_memstate.storage.checks import makes_claim
 from langgraph_memstate.storage.packing import unpacked
+from langgraph_memstate.storage.rows import COLUMNS, ITEM, LOG, load_paths, log_entry_of, record_of, scored_of
 from langgraph_memstate.storage.sqlite_checks import sought
 from langgraph_memstate.storage.sqlite_write import NOT_LANDED, THIS_STEP
 
 _HEAD = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, head_type, head, metadata, manifest"
-_ITEM = (
-    "items.ns, items.key, items.version, items.value, created_at, updated_at, items.seq, expires_at, ttl, type, "
-    "(SELECT coalesce(schema_version, 1) || ' ' || schema FROM facts WHERE facts.seq = items.seq)"  # one lookup a row
-)
-_COLUMNS = 11
 _VECTOR = "vectors.vector_id, vectors.ord, embeddings.vector"
 _LIVE = "(items.expires_at IS NULL OR items.expires_at > :now)"
 _UNDER = "items.ns >= :low AND items.ns < :high"
 _SCORES = (
     "JOIN vectors ON vectors.version = items.version AND vectors.index_name = :index "
     "JOIN embeddings ON embeddings.model = :model AND embeddings.text_hash = vectors.text_hash"
-)
-_LOG = (
-    "seq, version, op, ns, key, value, ts, created_at, index_paths, commit_id, supersedes, thread_id, checkpoint_ns, "
-    "checkpoint_id, task_id, node, run_id, actor, reason, schema, schema_version, type, ttl, undoes"
 )
 # Hops from one namespace to the next along the primary key, past all items between.
 _NAMESPACES = (
@@ -220,18 +210,18 @@ class SQLiteReader(Reader):
 
     def item(self, namespace: Namespace, key: str, now: float) -> Record | None:
         rows = self._item_rows(
-            f"SELECT {_ITEM} FROM {self._items} WHERE items.ns = :ns AND items.key = :key AND {_LIVE}",
+            f"SELECT {ITEM} FROM {self._items} WHERE items.ns = :ns AND items.key = :key AND {_LIVE}",
             ns=encode_namespace(namespace), key=key, now=now,
         )  # fmt: skip
-        return next(map(_record, rows), None)
+        return next(map(record_of, rows), None)
 
     def items(self, prefix: Sequence[str], now: float, conditions: Sequence[Condition] = ()) -> Iterator[Record]:
         also, operands = _narrowed(conditions)
         rows = self._item_rows(
-            f"SELECT {_ITEM} FROM {self._items} WHERE {_UNDER} AND {_LIVE} {also} ORDER BY items.seq DESC",
+            f"SELECT {ITEM} FROM {self._items} WHERE {_UNDER} AND {_LIVE} {also} ORDER BY items.seq DESC",
             now=now, **_range(prefix), **operands,
         )  # fmt: skip
-        yield from map(_record, rows)
+        yield from map(record_of, rows)
 
     def namespaces(self, prefix: Sequence[str], now: float) -> list[Namespace]:
         past = f"SELECT DISTINCT items.ns FROM {_PAST} WHERE {_UNDER} AND {_LIVE}"
@@ -239,7 +229,7 @@ class SQLiteReader(Reader):
         return sorted(decode_namespace(ns) for (ns,) in rows)
 
     def expired(self, now: float) -> list[Record]:
-        return [_record(row) for row in self._rows(f"SELECT {_ITEM} FROM items WHERE expires_at <= ?", now)]
+        return [record_of(row) for row in self._rows(f"SELECT {ITEM} FROM items WHERE expires_at <= ?", now)]
 
     def log(
         self,
@@ -256,19 +246,19 @@ class SQLiteReader(Reader):
         if unknown := equal.keys() - _ORIGIN - {"key"}:
             raise FilterError(f"the log has no {sorted(unknown)}; it can be asked for {sorted(_ORIGIN)}")
         rows = self._conn.execute(
-            f"SELECT {_LOG} FROM facts WHERE seq > :after AND (:until IS NULL OR seq <= :until) "
+            f"SELECT {LOG} FROM facts WHERE seq > :after AND (:until IS NULL OR seq <= :until) "
             + ("AND ns >= :low AND ns < :high " if prefix else "")
             + "".join(f"AND {column} = :{column} " for column in equal)
             + f"ORDER BY seq {'DESC' if newest_first else 'ASC'} LIMIT :limit",
             {**equal, **_range(prefix), "after": after, "until": until, "limit": -1 if limit is None else limit},
         )
-        yield from map(_log_entry, rows)
+        yield from map(log_entry_of, rows)
 
     def versions(self, namespace: Namespace, key: str) -> Iterator[LogEntry]:
         yield from map(
-            _log_entry,
+            log_entry_of,
             self._rows(
-                f"SELECT {_LOG} FROM facts WHERE ns = ? AND key = ? ORDER BY seq DESC", encode_namespace(namespace), key
+                f"SELECT {LOG} FROM facts WHERE ns = ? AND key = ? ORDER BY seq DESC", encode_namespace(namespace), key
             ),
         )
 
@@ -286,13 +276,13 @@ class SQLiteReader(Reader):
             return None
         ns, key, op, value, type_, paths, ttl, schema, number, ts, *origin = row
         return Draft(
-            version, decode_namespace(ns), key, op, value, type=type_, index=_paths(paths), ttl=ttl, schema=schema,
+            version, decode_namespace(ns), key, op, value, type=type_, index=load_paths(paths), ttl=ttl, schema=schema,
             schema_version=number, ts=ts, origin=Origin(*origin),
         )  # fmt: skip
 
     def holders(self, claim: Claim, now: float) -> list[Record]:
         where, bound = sought(claim, now)
-        found = map(_record, self._item_rows(f"SELECT {_ITEM} FROM {self._items} WHERE {where}", **bound))
+        found = map(record_of, self._item_rows(f"SELECT {ITEM} FROM {self._items} WHERE {where}", **bound))
         return [record for record in found if makes_claim(claim, record.namespace, record.type, record.value)]
 
     def last_seq(self) -> int:
@@ -319,9 +309,9 @@ class SQLiteReader(Reader):
 
     def vectors(self, index: str, model: str, prefix: Sequence[str], now: float) -> Iterator[ScoredRow]:
         yield from map(
-            _scored,
+            scored_of,
             self._item_rows(
-                f"SELECT {_ITEM}, {_VECTOR} FROM {self._items} {_SCORES} WHERE {_UNDER} AND {_LIVE}",
+                f"SELECT {ITEM}, {_VECTOR} FROM {self._items} {_SCORES} WHERE {_UNDER} AND {_LIVE}",
                 index=index, model=model, now=now, **_range(prefix),
             ),
         )  # fmt: skip
@@ -331,10 +321,10 @@ class SQLiteReader(Reader):
             "SELECT version FROM vectors WHERE index_name = :index AND vector_id IN (SELECT value FROM json_each(:ids))"
         )
         rows = self._item_rows(
-            f"SELECT {_ITEM}, {_VECTOR} FROM {self._items} {_SCORES} WHERE {_LIVE} AND items.version IN ({wanted})",
+            f"SELECT {ITEM}, {_VECTOR} FROM {self._items} {_SCORES} WHERE {_LIVE} AND items.version IN ({wanted})",
             index=index, model=model, ids=json.dumps(list(ids)), now=now,
         )  # fmt: skip
-        return list(map(_scored, rows))
+        return list(map(scored_of, rows))
 
     def vector_ids(self, index: str, after: int = 0) -> Iterator[str]:
         for (vector_id,) in self._rows(
@@ -372,11 +362,11 @@ class SQLiteReader(Reader):
 
     def records(self, versions: Sequence[str], now: float) -> list[Record]:
         rows = self._item_rows(
-            f"SELECT {_ITEM} FROM {self._items} WHERE {_LIVE} "
+            f"SELECT {ITEM} FROM {self._items} WHERE {_LIVE} "
             "AND items.version IN (SELECT value FROM json_each(:versions))",
             versions=json.dumps(list(versions)), now=now,
         )  # fmt: skip
-        return list(map(_record, rows))
+        return list(map(record_of, rows))
 
     def vectors_of(self, versions: Sequence[str]) -> int:
         row = self._one(
@@ -386,11 +376,11 @@ class SQLiteReader(Reader):
 
     def unindexed(self, index: str) -> list[tuple[Record, IndexPaths]]:
         rows = self._rows(
-            f"SELECT {_ITEM}, (SELECT index_paths FROM facts WHERE facts.version = items.version) FROM items "
+            f"SELECT {ITEM}, (SELECT index_paths FROM facts WHERE facts.version = items.version) FROM items "
             "WHERE NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.version = items.version AND index_name = ?)",
             index,
         )
-        return [(_record(row), _paths(row[_COLUMNS])) for row in rows]
+        return [(record_of(row), load_paths(row[COLUMNS])) for row in rows]
 
     def outbox(self, index: str, *, due: float | None, limit: int) -> list[OutboxRow]:
         return [
@@ -412,15 +402,15 @@ class SQLiteReader(Reader):
 
     def to_embed(self, index: str, limit: int) -> list[tuple[int, Record | None, IndexPaths]]:
         rows = self._rows(
-            f"SELECT {_ITEM}, outbox.id, (SELECT index_paths FROM facts WHERE facts.version = outbox.version) "
+            f"SELECT {ITEM}, outbox.id, (SELECT index_paths FROM facts WHERE facts.version = outbox.version) "
             "FROM outbox LEFT JOIN items ON items.version = outbox.version "
             "WHERE outbox.index_name = ? AND outbox.op = 'embed' AND retry_at IS NOT NULL ORDER BY outbox.id LIMIT ?",
             index,
             limit,
         )
         return [
-            (id_, None if row[2] is None else _record(row), _paths(paths))
-            for row, id_, paths in ((row[:_COLUMNS], *row[_COLUMNS:]) for row in rows)
+            (id_, None if row[2] is None else record_of(row), load_paths(paths))
+            for row, id_, paths in ((row[:COLUMNS], *row[COLUMNS:]) for row in rows)
         ]
 
     def upsert_rows(self, index: str, model: str, ids: Sequence[str]) -> dict[str, ScoredRow]:
@@ -433,7 +423,7 @@ class SQLiteReader(Reader):
 
     def _index_paths(self, version: str) -> IndexPaths:
         row = self._one("SELECT index_paths FROM facts WHERE version = ?", version)
-        return None if row is None else _paths(row[0])
+        return None if row is None else load_paths(row[0])
 
     def prepared(self) -> list[PreparedRow]:
         return [
@@ -464,54 +454,6 @@ def _unpacked(step: StepKey, stored: object) -> bytes:
         return unpacked(stored)
     except CorruptRowError as error:
         raise CorruptRowError(f"checkpoint {step.checkpoint_id}: {error}") from error
-
-
-def _paths(text: str | None) -> IndexPaths:
-    paths = None if text is None else json.loads(text)
-    return tuple(paths) if isinstance(paths, list) else paths
-
-
-def _record(row: Sequence[Any]) -> Record:
-    ns, key, version, value, created_at, updated_at, seq, expires_at, ttl, type_, schema = row[:_COLUMNS]
-    number, _, name = (schema or "").partition(" ")
-    return Record(
-        namespace=decode_namespace(ns),
-        key=key,
-        version=version,
-        value=value,
-        created_at=created_at,
-        updated_at=updated_at,
-        seq=seq,
-        expires_at=expires_at,
-        ttl=ttl,
-        type=type_,
-        schema=name or None,
-        schema_version=int(number) if number else None,
-    )
-
-
-def _scored(row: Sequence[Any]) -> ScoredRow:
-    return ScoredRow(_record(row), *row[_COLUMNS:])
-
-
-def _log_entry(row: Sequence[Any]) -> LogEntry:
-    seq, version, op, ns, key, value, ts, created_at, index_paths, *rest = row
-    names = (
-        "commit_id", "supersedes", "thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "node", "run_id", "actor",
-        "reason", "schema", "schema_version", "type", "ttl", "undoes",
-    )  # fmt: skip
-    return LogEntry(
-        seq=seq,
-        version=version,
-        op=op,
-        namespace=decode_namespace(ns),
-        key=key,
-        value=None if value is None else decode_value(value),
-        ts=datetime.fromtimestamp(ts, UTC),
-        created_at=None if created_at is None else datetime.fromtimestamp(created_at, UTC),
-        index=_paths(index_paths),
-        **dict(zip(names, rest, strict=True)),
-    )
 
 
 def _head(row: Sequence[Any]) -> StoredHead:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
 
 from langgraph_memstate.errors import CommitRaced, CorruptRowError
 from langgraph_memstate.storage.base import (
@@ -22,6 +21,7 @@ from langgraph_memstate.storage.base import (
     StoredWrite,
 )
 from langgraph_memstate.storage.packing import packed, unpacked
+from langgraph_memstate.storage.rows import dump_ids, flattened, list_chain, load_ids
 
 # A base is older than what is based on it; a row that says otherwise is damaged, and must not make the walk endless.
 _CHAIN = (
@@ -96,7 +96,7 @@ def _put_list(
     ids = [_element_id(conn, thread_id, digest, fresh) for digest in version.tail]
     conn.execute(
         "INSERT INTO lists (thread_id, value_id, kind, depth, base, keep, elements) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (thread_id, value_id, version.kind, version.depth, base, version.keep, _dump_ids(ids)),
+        (thread_id, value_id, version.kind, version.depth, base, version.keep, dump_ids(ids)),
     )
 
 
@@ -115,19 +115,6 @@ def _element_id(conn: sqlite3.Connection, thread_id: str, digest: bytes, fresh: 
     return inserted
 
 
-def _dump_ids(ids: Sequence[int]) -> bytes:
-    """Elements are numbered as they come, so that differences are small and repeat."""
-    return packed(json.dumps([after - before for before, after in pairwise((0, *ids))]).encode())
-
-
-def load_ids(elements: object) -> tuple[int, ...]:
-    """The ids that a row of `lists` adds to its base."""
-    try:
-        return tuple(accumulate(map(int, json.loads(unpacked(elements)))))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CorruptRowError(f"the elements of a list cannot be read: {error}") from error
-
-
 # -- reading ----------------------------------------------------------------------------------------
 
 
@@ -141,15 +128,7 @@ def read_values(conn: sqlite3.Connection, thread_id: str, value_ids: Sequence[st
 
 
 def read_list_chain(conn: sqlite3.Connection, thread_id: str, value_id: str) -> list[StoredList]:
-    return _chain(conn.execute(_CHAIN.format("value_id = ?2"), (thread_id, value_id)).fetchall())
-
-
-def _chain(rows: Sequence[tuple[str, str, int, int | None, int, bytes]]) -> list[StoredList]:
-    if rows and rows[-1][3] is not None:
-        raise CorruptRowError("a list lost the version it is based on")
-    return [
-        StoredList(value_id, kind, depth, keep, load_ids(elements)) for value_id, kind, depth, _, keep, elements in rows
-    ]
+    return list_chain(conn.execute(_CHAIN.format("value_id = ?2"), (thread_id, value_id)).fetchall())
 
 
 def read_digests(conn: sqlite3.Connection, thread_id: str, ids: Sequence[int]) -> dict[int, bytes]:
@@ -214,17 +193,9 @@ def sweep(conn: sqlite3.Connection, thread_id: str) -> None:
 
 def _base_on(conn: sqlite3.Connection, thread_id: str, id_: int, base: int | None, keep: int) -> None:
     keep = 0 if base is None else keep
-    chain = _chain(conn.execute(_CHAIN.format("id = ?2"), (thread_id, id_)).fetchall())
-    elements = _dump_ids(flattened(chain)[keep:])
+    chain = list_chain(conn.execute(_CHAIN.format("id = ?2"), (thread_id, id_)).fetchall())
+    elements = dump_ids(flattened(chain)[keep:])
     conn.execute("UPDATE lists SET base = ?, keep = ?, elements = ? WHERE id = ?", (base, keep, elements, id_))
-
-
-def flattened(chain: Sequence[StoredList]) -> tuple[int, ...]:
-    """The ids of a whole list."""
-    ids: tuple[int, ...] = ()
-    for version in reversed(chain):
-        ids = ids[: version.keep] + version.tail
-    return ids
 
 
 def _sweep_elements(conn: sqlite3.Connection, thread_id: str) -> None:
@@ -262,7 +233,7 @@ def copy_values(conn: sqlite3.Connection, source: str, target: str) -> None:
                 "INSERT INTO lists (thread_id, value_id, kind, depth, base, keep, elements) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (target, value_id, kind, depth, None if base is None else lists[base], keep,
-                 _dump_ids([copies[element] for element in load_ids(elements)])),
+                 dump_ids([copies[element] for element in load_ids(elements)])),
             ).lastrowid  # fmt: skip
             assert held is not None
         lists[id_] = held

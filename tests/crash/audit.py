@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from langgraph_memstate import MemoryStore
-from langgraph_memstate.storage.sqlite_values import load_ids
+from langgraph_memstate.storage.rows import load_ids
 
 Rows = list[tuple[object, ...]]
 

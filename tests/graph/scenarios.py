@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from hashlib import md5
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
@@ -32,7 +33,7 @@ from langgraph.store.sqlite import SqliteStore
 from langgraph.store.sqlite.aio import AsyncSqliteStore
 from langgraph.types import CachePolicy, Command, RetryPolicy, Send, TimeoutPolicy, interrupt
 
-from langgraph_memstate import MemoryStore
+from langgraph_memstate import MemoryStore, PostgresStorage
 
 NAMESPACE = ("memories",)
 THREAD = {"configurable": {"thread_id": "t"}}
@@ -886,6 +887,10 @@ def _sync_side(side: str, path: Path) -> Iterator[tuple[Any, Any]]:
         if side == "memstate":
             memory = stack.enter_context(MemoryStore.open(path / "memory.db"))
             yield memory.checkpointer, memory.store
+        elif side.startswith("postgresql://"):
+            schema = "s" + md5(str(path).encode()).hexdigest()
+            memory = stack.enter_context(MemoryStore(PostgresStorage(side, schema=schema)))
+            yield memory.checkpointer, memory.store
         else:
             saver = stack.enter_context(SqliteSaver.from_conn_string(str(path / "saver.db")))
             store = stack.enter_context(SqliteStore.from_conn_string(str(path / "store.db")))
@@ -896,7 +901,7 @@ def _sync_side(side: str, path: Path) -> Iterator[tuple[Any, Any]]:
 async def _play(side: str, path: Path, name: str, sync: bool, durability: str, phase: int) -> Counter[str]:
     path.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
-        if side == "memstate" or sync:
+        if side != "upstream" or sync:
             saver, store = stack.enter_context(_sync_side(side, path))
         else:
             saver = await stack.enter_async_context(AsyncSqliteSaver.from_conn_string(str(path / "saver.db")))

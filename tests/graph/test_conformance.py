@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from langgraph.checkpoint.conformance.capabilities import ALL_CAPABILITIES, BASE
 from langgraph.checkpoint.conformance.initializer import RegisteredCheckpointer
 from langgraph.checkpoint.conformance.report import CapabilityReport, ProgressCallbacks
 
-from langgraph_memstate import MemoryStore, MemStateCheckpointer
+from langgraph_memstate import InMemoryStorage, MemoryStore, MemStateCheckpointer, SQLiteStorage
+from langgraph_memstate.storage.base import Storage
 
 BASE_TESTS = 58
 EXTENDED_TESTS = {"delete_for_runs": 7, "copy_thread": 8, "prune": 8}
@@ -53,18 +55,32 @@ class SyncFace(BaseCheckpointSaver[str]):
         self._saver.prune(thread_ids, strategy=strategy)
 
 
-def registered(url: str, tmp_path: Path, face: type[Any] | None) -> RegisteredCheckpointer:
-    """The suite takes a fresh saver for each capability, so a file gets a new name each time."""
+NewStorage = Callable[[int], Storage]
+
+
+def registered(new_storage: NewStorage, face: type[Any] | None) -> RegisteredCheckpointer:
+    """The suite takes a fresh saver for each capability, so a database gets a new name each time."""
     opened = Counter[str]()
 
-    @checkpointer_test(name=f"memstate {url} {face}")
+    @checkpointer_test(name=f"memstate {new_storage} {face}")
     async def fresh() -> AsyncGenerator[BaseCheckpointSaver[Any], None]:
         opened["memories"] += 1
-        path = url if url == ":memory:" else str(tmp_path / f"conformance-{opened['memories']}.db")
-        async with MemoryStore.open(path) as memory:
+        async with MemoryStore(new_storage(opened["memories"])) as memory:
             yield memory.checkpointer if face is None else face(memory.checkpointer)
 
     return fresh
+
+
+@pytest.fixture(params=["file", "in-memory", "postgres"])
+def new_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewStorage]:
+    if request.param == "file":
+        yield lambda number: SQLiteStorage(tmp_path / f"conformance-{number}.db")
+    elif request.param == "in-memory":
+        yield lambda number: InMemoryStorage()
+    else:
+        server = request.getfixturevalue("postgres")
+        with ExitStack() as schemas:
+            yield lambda number: server.storage(schemas.enter_context(server.schema()))
 
 
 async def run(suite: RegisteredCheckpointer) -> tuple[CapabilityReport, list[str]]:
@@ -78,8 +94,8 @@ async def run(suite: RegisteredCheckpointer) -> tuple[CapabilityReport, list[str
 
 
 @pytest.mark.parametrize("face", [None, SyncFace], ids=["async", "sync"])
-async def test_every_capability_is_detected_and_passes(url: str, tmp_path: Path, face: type[Any] | None) -> None:
-    report, failures = await run(registered(url, tmp_path, face))
+async def test_every_capability_is_detected_and_passes(new_storage: NewStorage, face: type[Any] | None) -> None:
+    report, failures = await run(registered(new_storage, face))
 
     assert not failures, "\n".join(failures)
     assert set(report.results) == {capability.value for capability in ALL_CAPABILITIES}
@@ -93,7 +109,7 @@ async def test_every_capability_is_detected_and_passes(url: str, tmp_path: Path,
     assert report.conformance_level() == "FULL"
 
 
-async def test_the_suite_fails_a_saver_that_forgets_a_capability(tmp_path: Path) -> None:
+async def test_the_suite_fails_a_saver_that_forgets_a_capability() -> None:
     """Without this, a suite that detects nothing would pass as well."""
 
     class Forgetful(SyncFace):
@@ -102,7 +118,7 @@ async def test_the_suite_fails_a_saver_that_forgets_a_capability(tmp_path: Path)
         async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
             return
 
-    report, failures = await run(registered(":memory:", tmp_path, Forgetful))
+    report, failures = await run(registered(lambda _: InMemoryStorage(), Forgetful))
 
     assert not report.results["prune"].detected
     assert report.results["copy_thread"].tests_failed > 0

@@ -49,7 +49,7 @@ from langgraph_memstate.graph.templates import (
     template_of,
 )
 from langgraph_memstate.storage.packing import packed, unpacked
-from langgraph_memstate.storage.sqlite_values import load_ids
+from langgraph_memstate.storage.rows import load_ids
 from tests.crash.audit import audit
 
 serde = MemStateSerializer()

@@ -1,0 +1,353 @@
+"""PostgreSQL: one connection that writes, a pool of connections that read, any number of processes and machines.
+
+No connection keeps state between two transactions (settings and locks end with the transaction, nothing is prepared),
+so a pooler such as PgBouncer may stand in between. A transaction notes its number in a row of its storage, in the very
+transaction: after a connection that was lost during COMMIT, that row says whether the commit arrived.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from uuid import uuid4
+
+try:
+    import psycopg
+except ImportError as error:
+    raise ImportError(
+        "PostgresStorage needs psycopg, which is not installed: pip install 'langgraph-memstate[postgres]'"
+    ) from error
+from psycopg import sql
+
+from langgraph_memstate.errors import (
+    DatabaseOpenError,
+    MemStateError,
+    NewerSchemaError,
+    StorageClosedError,
+    StorageError,
+    TransientError,
+)
+from langgraph_memstate.storage.base import Commit, Reader, Storage
+from langgraph_memstate.storage.postgres_link import Connection, Pool, connect, is_lost, run, storage_error
+from langgraph_memstate.storage.postgres_read import PostgresReader
+from langgraph_memstate.storage.postgres_write import lock, lock_key, run_op
+
+MIGRATIONS = ("postgres_0001.sql",)
+OLDEST_SERVER = 130_000  # gin, generated columns and identity are older; 13 is the oldest release that was supported
+_RESOLVE = 15.0  # seconds in which a lost server may come back and say whether a commit arrived
+_FORGOTTEN = "seen_at < now() - interval '30 days'"
+
+
+class _Lost(Exception):
+    """The connection was lost, and nothing landed."""
+
+    def __init__(self, cause: psycopg.Error) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+class PostgresStorage(Storage):
+    """One schema of a PostgreSQL database, shared by any number of threads, processes and machines.
+
+    Args:
+        conninfo: ``postgresql://user@host/database`` or libpq's ``host=… dbname=…``. UTF-8 databases only.
+        schema: where the tables are; it is made when it is not there.
+        pool_size: how many connections may read at once; one more writes.
+        timeout: seconds to wait for a connection of the pool, or for others' commits, before `TransientError`.
+    """
+
+    def __init__(self, conninfo: str, *, schema: str = "memstate", pool_size: int = 10, timeout: float = 30.0) -> None:
+        if not schema or "\0" in schema:
+            raise DatabaseOpenError(f"{schema!r} is no name of a schema")
+        if pool_size < 1:
+            raise DatabaseOpenError(f"pool_size={pool_size!r}: readers need at least one connection")
+        self._conninfo = conninfo
+        self._schema = schema
+        self._pool_size = pool_size
+        self._timeout = timeout
+        self._pool: Pool | None = None
+        self._writer: Connection | None = None
+        self._id = uuid4().hex
+        self._committed = 0
+        self._lock = threading.Lock()
+        self._pid = 0
+        name = sql.Identifier(schema).as_bytes()
+        self._here = b"SET LOCAL search_path TO " + name
+        self._snapshot = (b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", self._here)
+        # A writer that waits too long gives up; one whose machine is gone must not keep the others waiting.
+        patience = int(max(timeout, 0.001) * 1_000)
+        self._settings: tuple[bytes, ...] = (
+            self._here,
+            b"SET LOCAL lock_timeout TO %d" % patience,
+            b"SET LOCAL idle_in_transaction_session_timeout TO %d" % patience,
+        )
+
+    # -- opening ------------------------------------------------------------------------------------
+
+    def open(self) -> str:
+        if self._pool is not None:
+            raise StorageError("this storage is open already; one memory owns one storage")
+        self._pid = os.getpid()
+        try:
+            conn = connect(self._conninfo)
+        except psycopg.Error as error:
+            text = str(error).strip().partition("\n")[0]
+            raise DatabaseOpenError(f"PostgreSQL cannot be reached, or refuses: {text}") from error
+        try:
+            store_id = self._migrate(conn)
+        except psycopg.Error as error:
+            raise storage_error(error, f"opening schema {self._schema}") from error
+        finally:
+            conn.close()
+        self._pool = Pool(self._conninfo, self._pool_size, self._timeout)
+        return store_id
+
+    def _migrate(self, conn: Connection) -> str:
+        """Bring the schema up to date and return the database's id; who opens at the same time waits."""
+        settings = run(
+            conn,
+            "SELECT current_setting('server_version_num')::int, current_setting('server_encoding'), "
+            "current_setting('synchronous_commit')",
+        ).fetchone()
+        assert settings is not None
+        server, encoding, durability = settings
+        if server < OLDEST_SERVER:
+            raise DatabaseOpenError(f"PostgreSQL {server // 10_000} is too old: 13 or later is needed")
+        if encoding != "UTF8":
+            raise DatabaseOpenError(f"the database is encoded in {encoding}; create one with ENCODING 'UTF8'")
+        if durability == "off":
+            self._settings = (*self._settings, b"SET LOCAL synchronous_commit TO on")
+        with conn.transaction():
+            run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(self._schema))
+            if run(conn, "SELECT 1 FROM pg_namespace WHERE nspname = %s", self._schema).fetchone() is None:
+                conn.execute(b"CREATE SCHEMA " + sql.Identifier(self._schema).as_bytes())
+            conn.execute(self._here)
+            version = self._schema_version(conn)
+            for name in MIGRATIONS[version:]:
+                script = resources.files("langgraph_memstate.storage.sql").joinpath(name).read_text()
+                conn.execute(script.encode())
+            if version < len(MIGRATIONS):
+                run(conn, "INSERT INTO meta VALUES ('store_id', %s) ON CONFLICT DO NOTHING", uuid4().hex)
+                run(
+                    conn,
+                    "INSERT INTO meta VALUES ('schema_version', %s) "
+                    "ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value",
+                    str(len(MIGRATIONS)),
+                )
+            row = run(conn, "SELECT value FROM meta WHERE key = 'store_id'").fetchone()
+            if row is None:
+                raise DatabaseOpenError(f"schema {self._schema} has lost its id; restore it from a backup")
+        return str(row[0])
+
+    def _schema_version(self, conn: Connection) -> int:
+        """How many migrations the schema has seen: 0 for a new one.
+
+        Raises:
+            DatabaseOpenError: it belongs to another program, or to a newer release.
+        """
+        tables = {
+            name for (name,) in run(conn, "SELECT tablename::text FROM pg_tables WHERE schemaname = %s", self._schema)
+        }
+        if not tables:
+            return 0
+        row = None
+        if {"meta", "writers", "facts"} <= tables:
+            row = run(conn, "SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
+        if row is None:
+            raise DatabaseOpenError(f"schema {self._schema} has tables of another program; choose one of its own")
+        version = int(row[0])
+        if version > len(MIGRATIONS):
+            raise NewerSchemaError(
+                f"schema {self._schema} has version {version}; this release knows {len(MIGRATIONS)}. "
+                "Upgrade langgraph-memstate to open it"
+            )
+        return version
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
+        self._check_open()
+        try:
+            try:
+                return self._apply_together(commits)
+            except _Lost:
+                return self._apply_together(commits)  # nothing has landed; perhaps another connection works
+        except _Lost as error:
+            return [storage_error(error.cause, "committing")] * len(commits)
+        except TransientError as error:
+            return [error] * len(commits)
+        except psycopg.Error as error:
+            if len(commits) == 1:
+                return [storage_error(error, "committing")]
+        # The shared transaction is gone. One commit may be to blame, so each gets its own.
+        return [outcome for commit in commits for outcome in self.apply((commit,))]
+
+    def _apply_together(self, commits: Sequence[Commit]) -> list[BaseException | None]:
+        """Land commits in one transaction.
+
+        Raises:
+            psycopg.Error: the server refused something; nothing landed.
+            _Lost: nor did anything, for want of a connection.
+            TransientError: the connection was lost, and whether the commits landed is not known.
+        """
+        try:
+            conn = self._open_writer()
+        except psycopg.OperationalError as error:
+            raise _Lost(error) from error
+        outcomes: list[BaseException | None] = []
+        number = self._committed + 1
+        is_decided = False
+        try:
+            with conn.pipeline():
+                for statement in (b"BEGIN", *self._settings):
+                    conn.execute(statement)
+                lock(conn, self._schema, commits)
+                for commit in commits:
+                    outcomes.append(self._apply_one(conn, commit, alone=len(commits) == 1))
+                if all(outcome is not None for outcome in outcomes):
+                    conn.execute(b"ROLLBACK")
+                else:
+                    run(conn, "UPDATE writers SET committed = %s, seen_at = now() WHERE id = %s", number, self._id)
+                    is_decided = True
+                    conn.execute(b"COMMIT")
+        except BaseException as error:
+            if not is_lost(conn):
+                conn.rollback()
+            if not is_lost(conn):
+                raise
+            self._drop_writer()
+            if not isinstance(error, psycopg.Error):
+                raise
+            if not is_decided or not self._has_landed(number):
+                raise _Lost(error) from error
+        if is_decided:
+            self._committed = number
+        return outcomes
+
+    def _apply_one(self, conn: Connection, commit: Commit, *, alone: bool) -> BaseException | None:
+        """Run one commit, under a savepoint unless it is alone. What the server refuses is raised, perhaps later."""
+        if not alone:
+            conn.execute(b"SAVEPOINT one")
+        try:
+            for op in commit:
+                run_op(conn, op)
+        except psycopg.errors.Error as error:
+            if error.sqlstate is None and isinstance(error, psycopg.DataError):  # it was never sent
+                outcome: BaseException = StorageError(f"a value does not fit the database: {error}")
+                outcome.__cause__ = error
+            else:
+                raise
+        except MemStateError as error:
+            outcome = error
+        except Exception as error:
+            outcome = StorageError(f"a value does not fit the database: {error!r}")
+            outcome.__cause__ = error
+        else:
+            if not alone:
+                conn.execute(b"RELEASE one")
+            return None
+        if not alone:
+            conn.execute(b"ROLLBACK TO one")
+            conn.execute(b"RELEASE one")
+        return outcome
+
+    def _open_writer(self) -> Connection:
+        self._check_open()
+        if self._writer is not None and not is_lost(self._writer):
+            return self._writer
+        self._drop_writer()
+        conn = connect(self._conninfo)
+        try:
+            with conn.transaction():
+                conn.execute(self._here)
+                run(conn, f"DELETE FROM writers WHERE {_FORGOTTEN}")
+                run(conn, "INSERT INTO writers VALUES (%s, 0, now()) ON CONFLICT DO NOTHING", self._id)
+        except BaseException:
+            conn.close()
+            raise
+        self._writer = conn
+        return conn
+
+    def _drop_writer(self) -> None:
+        conn, self._writer = self._writer, None
+        if conn is not None:
+            conn.close()
+
+    def _has_landed(self, number: int) -> bool:
+        """Whether the transaction with this number committed, as the server says once it is back.
+
+        Raises:
+            TransientError: the server stays away.
+        """
+        deadline = time.monotonic() + _RESOLVE
+        while True:
+            try:
+                conn = self._open_writer()
+                with conn.transaction():
+                    conn.execute(self._here)
+                    conn.execute(b"SET LOCAL lock_timeout TO '5s'")
+                    # The lock of the row waits for a transaction that is still about to end.
+                    row = run(conn, "SELECT committed FROM writers WHERE id = %s FOR UPDATE", self._id).fetchone()
+                return row is not None and row[0] == number
+            except psycopg.Error as error:
+                self._drop_writer()
+                if time.monotonic() > deadline:
+                    raise TransientError(
+                        "committing: the connection was lost, and the server did not come back to say whether the "
+                        f"commit landed; it did whole or not at all ({error})"
+                    ) from error
+                time.sleep(0.1)
+
+    def _check_open(self) -> None:
+        if self._pool is None:
+            raise StorageClosedError("the storage is closed; open the memory again")
+        if os.getpid() != self._pid:
+            raise StorageClosedError(
+                "this process was forked from the one that opened the database; open the memory again in the child"
+            )
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Reader]:
+        self._check_open()
+        assert self._pool is not None
+        try:
+            with self._pool.connection(self._snapshot) as conn:
+                yield PostgresReader(conn)
+        except psycopg.Error as error:
+            raise storage_error(error, "reading") from error
+
+    def scrub(self) -> None:
+        """Let the server reuse the space of what was erased. Its write-ahead log, and backups, are its owner's."""
+        self._check_open()
+        tables = (
+            "facts",
+            "items",
+            "staged",
+            "embeddings",
+            "vectors",
+            "outbox",
+            "checkpoints",
+            "channel_values",
+            "writes",
+        )
+        schema = sql.Identifier(self._schema)
+        try:
+            with connect(self._conninfo) as conn:
+                for table in tables:
+                    conn.execute(sql.SQL("VACUUM {}.{}").format(schema, sql.Identifier(table)))
+        except psycopg.Error as error:
+            raise storage_error(error, "freeing erased rows") from error
+
+    def close(self) -> None:
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is None or os.getpid() != self._pid:
+            return  # in a fork: the connections are the parent's
+        pool.close()
+        self._drop_writer()

@@ -1,0 +1,215 @@
+"""Connections to PostgreSQL: what is bound and read, what an error means, and the pool that readers share.
+
+PostgreSQL's texts hold no NUL character, and keys, labels and ids may. Every text that is bound is therefore escaped
+so that its order stays (NUL becomes 1 1, and 1 becomes 1 2), and every text that is read is turned back. JSON text has
+neither character in it and stays as it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import psycopg
+from psycopg.abc import Buffer
+from psycopg.adapt import Dumper, Loader
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Format
+from psycopg.types.string import StrDumper
+
+from langgraph_memstate.errors import (
+    CorruptRowError,
+    DatabaseOpenError,
+    DiskFullError,
+    MemStateError,
+    ReadOnlyError,
+    SerializationError,
+    StorageError,
+    TransientError,
+)
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Cursor = psycopg.Cursor[tuple[Any, ...]]
+
+_CONNECT_TIMEOUT = 10  # seconds, where the connection string does not say
+_CLASSES: dict[str, tuple[type[MemStateError], str]] = {
+    "08": (TransientError, "the connection was lost; try again"),
+    "25006": (ReadOnlyError, "the server takes no writes; connect to the primary"),
+    "28": (DatabaseOpenError, "the server refuses this user; check name and password"),
+    "3D": (DatabaseOpenError, "there is no such database; create it"),
+    "40": (TransientError, "another transaction was in the way; try again"),
+    "42501": (ReadOnlyError, "this role may not do that; grant it the schema and its tables"),
+    "53100": (DiskFullError, "the server's disk is full; free space and try again"),
+    "53": (TransientError, "the server has no resources left; try again, or allow it more connections"),
+    "54": (SerializationError, "a name is longer than an index of PostgreSQL holds, about 2,700 bytes"),
+    "55P03": (TransientError, "a lock was not to be had; try again"),
+    "57P": (TransientError, "the server shut down or is starting; try again"),
+    "57014": (TransientError, "the statement was cancelled or timed out; try again"),
+    "XX001": (CorruptRowError, "the database is damaged; restore it from a backup"),
+    "XX002": (CorruptRowError, "an index is damaged; REINDEX it"),
+}  # fmt: skip
+
+
+def storage_error(error: psycopg.Error, doing: str) -> MemStateError:
+    """The error of our tree that an error of the driver means."""
+    text = str(error).strip().partition("\n")[0]
+    state = error.sqlstate or ("" if not isinstance(error, psycopg.OperationalError) else "08")
+    for length in (5, 3, 2):
+        if (known := _CLASSES.get(state[:length])) is not None:
+            kind, advice = known
+            return kind(f"{doing}: {advice} ({text})")
+    return StorageError(f"{doing}: {text}")
+
+
+def is_lost(conn: Connection) -> bool:
+    """Whether a connection can only be thrown away."""
+    return conn.closed or conn.info.status is not psycopg.pq.ConnStatus.OK
+
+
+# -- texts ------------------------------------------------------------------------------------------
+
+
+class _TextDumper(StrDumper):
+    def dump(self, obj: str) -> Buffer:
+        text = obj.encode()
+        if b"\0" in text or b"\1" in text:
+            text = text.replace(b"\1", b"\1\2").replace(b"\0", b"\1\1")
+        return text
+
+
+class _BinaryTextDumper(_TextDumper):
+    format: ClassVar[Format] = Format.BINARY  # type: ignore[misc]
+
+
+class _TextLoader(Loader):
+    def load(self, data: Buffer) -> str:
+        text = bytes(data)
+        if b"\1" in text:
+            text = text.replace(b"\1\1", b"\0").replace(b"\1\2", b"\1")
+        return text.decode()
+
+
+class _BinaryTextLoader(_TextLoader):
+    format = Format.BINARY
+
+
+def connect(conninfo: str) -> Connection:
+    """A connection outside of any transaction, which prepares nothing: a pooler may stand in between."""
+    given = conninfo_to_dict(conninfo)
+    options: dict[str, Any] = {"client_encoding": "utf8"}
+    if "connect_timeout" not in given:
+        options["connect_timeout"] = _CONNECT_TIMEOUT
+    if "application_name" not in given:
+        options["application_name"] = "langgraph-memstate"
+    conn = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None, **options)
+    dumpers: tuple[type[Dumper], ...] = (_BinaryTextDumper, _TextDumper)
+    for dumper in dumpers:
+        conn.adapters.register_dumper(str, dumper)
+    for loader in (_TextLoader, _BinaryTextLoader):
+        conn.adapters.register_loader("text", loader)
+    return conn
+
+
+# -- statements -------------------------------------------------------------------------------------
+
+
+def run(conn: Connection, query: str, *parameters: Any, **named: Any) -> Cursor:
+    """Send one statement; its parameters are bound. Inside a pipeline, only what is fetched is waited for."""
+    return conn.execute(query.encode(), named or parameters, binary=True)
+
+
+def run_rows(conn: Connection, query: str, types: str, rows: Sequence[Sequence[Any]], **named: Any) -> Cursor | None:
+    """Send one statement about many rows, which it names as `{rows}`: a table of columns of these types, in order."""
+    if not rows:
+        return None
+    columns = dict(enumerate(zip(*rows, strict=True)))
+    table = []
+    for number, type_ in enumerate(types.split()):
+        values = list(columns[number])
+        if type_ == "float8":
+            values = [None if value is None else float(value) for value in values]
+        named[f"column{number}"] = values
+        table.append(f"%(column{number})s::{type_}[]")
+    return run(conn, query.replace("{rows}", f"ROWS FROM (unnest({', '.join(table)}))"), **named)
+
+
+# -- the pool ---------------------------------------------------------------------------------------
+
+
+class Pool:
+    """Connections for readers: as many as are needed, up to a limit.
+
+    A thread that holds one already gets its next beyond the limit: waiting for itself would never end.
+    """
+
+    def __init__(self, conninfo: str, size: int, timeout: float) -> None:
+        self._conninfo = conninfo
+        self._timeout = timeout
+        self._size = size
+        self._free = threading.BoundedSemaphore(size)
+        self._idle: list[Connection] = []
+        self._lock = threading.Lock()
+        self._held = threading.local()
+        self._closed = False
+
+    @contextmanager
+    def connection(self, begin: Sequence[bytes]) -> Iterator[Connection]:
+        """A connection on which these statements have run: the proof that it is alive.
+
+        Raises:
+            TransientError: all are in use, and none came free in time.
+            psycopg.Error: the server cannot be reached.
+        """
+        depth = getattr(self._held, "depth", 0)
+        if not depth and not self._free.acquire(timeout=self._timeout):
+            raise TransientError(f"all {self._size} connections were in use for {self._timeout} seconds; try again")
+        self._held.depth = depth + 1
+        try:
+            conn = self._begun(begin)
+            try:
+                yield conn
+            finally:
+                self._give_back(conn)
+        finally:
+            self._held.depth = depth
+            if not depth:
+                self._free.release()
+
+    def _begun(self, begin: Sequence[bytes]) -> Connection:
+        while True:
+            with self._lock:
+                conn = self._idle.pop() if self._idle else None
+            is_new = conn is None
+            if conn is None:
+                conn = connect(self._conninfo)
+            try:
+                with conn.pipeline():
+                    for statement in begin:
+                        conn.execute(statement)
+            except psycopg.Error:
+                conn.close()
+                if is_new:
+                    raise
+            else:
+                return conn
+
+    def _give_back(self, conn: Connection) -> None:
+        try:
+            if not is_lost(conn):
+                conn.rollback()
+        except psycopg.Error:
+            conn.close()
+        with self._lock:
+            if not self._closed and not is_lost(conn) and len(self._idle) < self._size:
+                self._idle.append(conn)
+                return
+        conn.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for conn in idle:
+            conn.close()

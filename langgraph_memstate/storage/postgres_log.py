@@ -1,0 +1,330 @@
+"""How PostgreSQL appends to the log, binds vectors and keeps the outbox. Whole batches are one statement each."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from langgraph_memstate.errors import CommitRaced
+from langgraph_memstate.facts import Draft, encode_namespace, namespace_range
+from langgraph_memstate.storage.base import (
+    EXACT,
+    Append,
+    Forget,
+    OutboxDone,
+    OutboxFailed,
+    Prepare,
+    PutEmbeddings,
+    PutIndexMeta,
+    PutVectors,
+    QueueIndex,
+    RebuildIndex,
+    Settle,
+    Touch,
+)
+from langgraph_memstate.storage.postgres_checks import AT
+from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
+
+_QUEUE = "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
+_FACT = (
+    "bigint text bigint text text text text text text bigint float8 text float8 text int text text text text text text "
+    "text text float8 float8"
+)
+_ITEM = "text text text bigint text text float8 float8 float8 float8"
+_COLUMNS = "ns, key, version, seq, type, value, created_at, updated_at, ttl, expires_at"
+
+Current = tuple[str, float, float | None]
+"""An item as far as its successor asks: version, when it came to be, when it expires."""
+
+
+def append(conn: Connection, op: Append) -> None:
+    addresses = list({(encode_namespace(draft.namespace), draft.key) for draft in op.drafts})
+    last = run(conn, "SELECT coalesce(max(seq), 0) FROM facts")
+    names = run(conn, "SELECT name FROM indexes ORDER BY name")
+    landed = run(
+        conn, "SELECT version FROM facts WHERE version = ANY(%s::text[])", [draft.version for draft in op.drafts]
+    )
+    found = run_rows(conn, AT.format("version, created_at, expires_at"), "text text", addresses)
+    if found is None:
+        return
+    ((seq,),) = last.fetchall()
+    appended = _Appended(seq, {(ns, key): (*row,) for ns, key, *row in found}, {v for (v,) in landed.fetchall()})
+    for draft in op.drafts:
+        appended.take(draft, op.if_expired)
+    appended.write(conn)
+    _retire_vectors(conn, appended.superseded)
+    unknown = [name for (name,) in names.fetchall() if name not in op.indexes]
+    fresh = [row[2] for row, is_indexed in appended.items.values() if is_indexed]
+    leave = [(index, version) for version in fresh for index in unknown]
+    run_rows(
+        conn, _QUEUE + "SELECT name, 'embed', version, version, 0 FROM {rows} AS r (name, version)", "text text", leave
+    )
+
+
+class _Appended:
+    """What drafts, one after the other, make of the log and of the current items."""
+
+    def __init__(self, last: int, current: dict[tuple[str, str], Current], landed: set[str]) -> None:
+        self._first = last + 1
+        self._seq = last
+        self._current = current
+        self._landed = landed
+        self._facts: list[tuple[Any, ...]] = []
+        self._gone: set[tuple[str, str]] = set()
+        self.items: dict[tuple[str, str], tuple[tuple[Any, ...], bool]] = {}
+        """address -> its new row, and whether an index may hold it"""
+        self.superseded: list[str] = []
+
+    def take(self, draft: Draft, if_expired: frozenset[str] | None) -> None:
+        if draft.version in self._landed:
+            return
+        address = (encode_namespace(draft.namespace), draft.key)
+        old = self._current.get(address)
+        expired = old is not None and old[2] is not None and old[2] <= draft.ts
+        if if_expired is not None and not (expired and old is not None and old[0] in if_expired):
+            return
+        created_at = draft.created_at or (old[1] if old and not expired else draft.ts)
+        self._seq += 1
+        self._landed.add(draft.version)
+        self._facts.append(self._row(draft, address[0], old[0] if old else None, created_at))
+        if old is not None:
+            self.superseded.append(old[0])
+        if draft.op == "delete":
+            self._current.pop(address, None)
+            self.items.pop(address, None)
+            self._gone.add(address)
+            return
+        expires_at = None if draft.ttl is None else draft.ts + draft.ttl * 60
+        row = (
+            *address, draft.version, self._seq, draft.type, draft.value, created_at, draft.ts, draft.ttl, expires_at,
+        )  # fmt: skip
+        self._current[address] = (draft.version, created_at, expires_at)
+        self.items[address] = (row, draft.index is not False)
+        self._gone.discard(address)
+
+    def _row(self, draft: Draft, ns: str, supersedes: str | None, created_at: float) -> tuple[Any, ...]:
+        origin = draft.origin
+        return (
+            self._seq, draft.version, self._first, ns, draft.key, draft.op, draft.type, draft.value, supersedes,
+            draft.undoes, created_at if draft.op == "put" else None,
+            None if draft.index is None else json.dumps(draft.index, ensure_ascii=False), draft.ttl,
+            draft.schema, draft.schema_version, origin.thread_id, origin.checkpoint_ns, origin.checkpoint_id,
+            origin.task_id, origin.node, origin.run_id, origin.actor, origin.reason, draft.ts, time.time(),
+        )  # fmt: skip
+
+    def write(self, conn: Connection) -> None:
+        run_rows(conn, "INSERT INTO facts SELECT * FROM {rows} AS drafts", _FACT, self._facts)
+        run_rows(
+            conn,
+            "DELETE FROM items USING {rows} AS gone (ns, key) WHERE items.ns = gone.ns AND items.key = gone.key",
+            "text text",
+            sorted(self._gone),
+        )
+        updated = ", ".join(f"{column} = EXCLUDED.{column}" for column in _COLUMNS.split(", ")[2:])
+        run_rows(
+            conn,
+            f"INSERT INTO items ({_COLUMNS}) SELECT * FROM {{rows}} AS written "
+            f"ON CONFLICT (ns, key) DO UPDATE SET {updated}",
+            _ITEM,
+            [row for row, _ in self.items.values()],
+        )
+
+
+def _retire_vectors(conn: Connection, versions: Sequence[str]) -> None:
+    if not versions:
+        return
+    run(conn, "DELETE FROM outbox WHERE version = ANY(%s::text[]) AND op <> 'delete'", versions)
+    run(
+        conn,
+        _QUEUE + "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
+        "WHERE version = ANY(%s::text[]) AND index_name <> %s ORDER BY id",
+        versions, EXACT,
+    )  # fmt: skip
+
+
+def forget(conn: Connection, op: Forget) -> None:
+    where = "ns >= %(low)s AND ns < %(high)s"
+    bound: dict[str, Any] = {}
+    bound["low"], bound["high"] = namespace_range(op.prefix)
+    for column in ("key", "thread_id"):
+        if (wanted := getattr(op, column)) is not None:
+            where += f" AND {column} = %({column})s"
+            bound[column] = wanted
+    run(conn, f"DELETE FROM staged WHERE {where}", **bound)
+    versions = f"(SELECT version FROM facts WHERE {where} UNION ALL SELECT unnest(%(copies)s::text[]))"
+    bound["copies"] = list(op.copies)
+    run(conn, f"DELETE FROM outbox WHERE op <> 'delete' AND version IN {versions}", **bound)
+    run(
+        conn,
+        _QUEUE + "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
+        f"WHERE version IN {versions} AND index_name <> %(exact)s ORDER BY id",
+        exact=EXACT, **bound,
+    )  # fmt: skip
+    of_model = "vectors JOIN indexes ON name = index_name"
+    hashes = run(
+        conn, f"SELECT DISTINCT model, text_hash FROM {of_model} WHERE version IN {versions}", **bound
+    ).fetchall()
+    run(conn, f"DELETE FROM vectors WHERE version IN {versions}", **bound)
+    run(
+        conn,
+        "INSERT INTO meta VALUES ('erasures', '1') "
+        "ON CONFLICT (key) DO UPDATE SET value = (meta.value::bigint + 1)::text",
+    )
+    run_rows(
+        conn,
+        "DELETE FROM embeddings USING {rows} AS gone (model, text_hash) "
+        "WHERE embeddings.model = gone.model AND embeddings.text_hash = gone.text_hash AND NOT EXISTS ("
+        f"SELECT 1 FROM {of_model} WHERE vectors.text_hash = gone.text_hash AND indexes.model = gone.model)",
+        "text bytea",
+        hashes,
+    )
+    run(conn, f"UPDATE facts SET value = NULL WHERE version IN {versions}", **bound)
+
+
+def touch(conn: Connection, op: Touch) -> None:
+    run_rows(
+        conn,
+        "UPDATE items SET expires_at = greatest(expires_at, %(now)s + ttl * 60) FROM {rows} AS read (ns, key) "
+        "WHERE items.ns = read.ns AND items.key = read.key AND ttl IS NOT NULL",
+        "text text",
+        list({(encode_namespace(namespace), key) for namespace, key in op.addresses}),
+        now=float(op.now),
+    )
+
+
+# -- vectors ----------------------------------------------------------------------------------------
+
+
+def put_embeddings(conn: Connection, op: PutEmbeddings) -> None:
+    run_rows(
+        conn, "INSERT INTO embeddings SELECT * FROM {rows} AS fresh ON CONFLICT DO NOTHING", "text bytea bytea", op.rows
+    )
+
+
+def put_vectors(conn: Connection, op: PutVectors) -> None:
+    run_rows(
+        conn,
+        "INSERT INTO vectors (version, index_name, ord, vector_id, text_hash) SELECT * FROM {rows} AS bound "
+        "ON CONFLICT DO NOTHING",
+        "text text int text bytea",
+        [(row.version, row.index_name, row.ord, row.vector_id, row.text_hash) for row in op.rows],
+    )
+    rows = [(row.index_name, row.vector_id, row.version) for row in op.rows]
+    run_rows(
+        conn,
+        _QUEUE + "SELECT name, 'upsert', id, version, 0 FROM {rows} AS bound (name, id, version)",
+        "text text text",
+        [row for row in rows if row[0] in op.deferred],
+    )
+    run_rows(
+        conn,
+        "UPDATE outbox SET op = 'upsert', version = bound.version, retry_at = 0 "
+        "FROM {rows} AS bound (name, id, version) "
+        "WHERE outbox.vector_id = bound.id AND outbox.index_name = bound.name AND op = 'delete'",
+        "text text text",
+        rows,
+    )
+    run_rows(
+        conn,
+        "DELETE FROM outbox USING {rows} AS bound (name, id, version) "
+        "WHERE outbox.version = bound.version AND outbox.index_name = bound.name AND op = 'embed'",
+        "text text text",
+        rows,
+    )
+
+
+def prepare(conn: Connection, op: Prepare) -> None:
+    row = op.row
+    run(
+        conn,
+        "INSERT INTO prepared VALUES (%s, %s, %s, %s, %s)",
+        row.id, row.index_name, list(row.vector_ids), row.owner, float(row.expires_at),
+    )  # fmt: skip
+
+
+def settle(conn: Connection, op: Settle) -> None:
+    row = run(conn, "DELETE FROM prepared WHERE id = %s RETURNING index_name, vector_ids", op.id).fetchone()
+    if row is None:
+        raise CommitRaced(
+            "the index was rebuilt meanwhile, or the commit took so long that its vectors were taken back"
+        )
+    run(
+        conn,
+        _QUEUE + "SELECT %(name)s, 'delete', sent, NULL, 0 FROM unnest(%(ids)s::text[]) AS sent WHERE NOT EXISTS ("
+        "SELECT 1 FROM vectors JOIN items USING (version) WHERE vector_id = sent AND index_name = %(name)s)",
+        name=row[0], ids=row[1],
+    )  # fmt: skip
+
+
+def outbox_done(conn: Connection, op: OutboxDone) -> None:
+    run_rows(
+        conn,
+        "DELETE FROM outbox USING {rows} AS done (id, op) WHERE outbox.id = done.id AND outbox.op = done.op",
+        "bigint text",
+        [(row.id, row.op) for row in op.rows],
+    )
+    removed = [(row.index_name, row.vector_id) for row in op.rows if row.op == "delete"]
+    run_rows(
+        conn,
+        _QUEUE + "SELECT index_name, 'upsert', vector_id, version, 0 FROM {rows} AS removed (name, id) "
+        "JOIN vectors ON index_name = name AND vector_id = removed.id JOIN items USING (version)",
+        "text text",
+        removed,
+    )
+    run_rows(
+        conn,
+        _QUEUE + "SELECT name, 'delete', removed.id, NULL, 0 FROM {rows} AS removed (name, id) WHERE EXISTS ("
+        "SELECT 1 FROM prepared WHERE index_name = name AND removed.id = ANY(vector_ids))",
+        "text text",
+        removed,
+    )
+
+
+def outbox_failed(conn: Connection, op: OutboxFailed) -> None:
+    run(
+        conn,
+        "UPDATE outbox SET attempts = attempts + 1, retry_at = %s, error = %s WHERE id = ANY(%s::bigint[])",
+        op.retry_at, op.error, list(op.ids),
+    )  # fmt: skip
+
+
+def rebuild_index(conn: Connection, op: RebuildIndex) -> None:
+    run(conn, "DELETE FROM prepared WHERE index_name = %s", op.index)
+    run(conn, "DELETE FROM outbox WHERE index_name = %s AND op <> 'embed'", op.index)
+    run(
+        conn,
+        _QUEUE + "SELECT index_name, 'upsert', vector_id, version, 0 FROM items JOIN vectors USING (version) "
+        "WHERE index_name = %s ORDER BY items.seq, vectors.id",
+        op.index,
+    )
+
+
+def queue_index(conn: Connection, op: QueueIndex) -> None:
+    run(
+        conn,
+        _QUEUE + "SELECT index_name, 'upsert', vector_id, version, 0 FROM vectors "
+        "WHERE index_name = %s AND vector_id = ANY(%s)",
+        op.index, list(op.upserts),
+    )  # fmt: skip
+    run(
+        conn,
+        _QUEUE + "SELECT %s, 'delete', orphan, NULL, 0 FROM unnest(%s::text[]) AS orphan",
+        op.index, list(op.deletes),
+    )  # fmt: skip
+
+
+def put_index_meta(conn: Connection, op: PutIndexMeta) -> None:
+    run(
+        conn,
+        _QUEUE + "SELECT %(name)s, 'embed', version, version, 0 FROM items "
+        "WHERE NOT EXISTS (SELECT 1 FROM indexes WHERE name = %(name)s) ORDER BY seq",
+        name=op.index,
+    )
+    run(
+        conn,
+        "INSERT INTO indexes VALUES (%s, %s, %s, %s) ON CONFLICT (name) DO UPDATE SET "
+        "model = EXCLUDED.model, dims = EXCLUDED.dims, generation = EXCLUDED.generation",
+        op.index, op.model, op.dims, op.generation,
+    )  # fmt: skip

@@ -1,0 +1,101 @@
+"""Rows as values of the seam, for every storage that keeps them in SQL: what a query names, and in what order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import accumulate, pairwise
+from typing import Any
+
+from langgraph_memstate.errors import CorruptRowError
+from langgraph_memstate.facts import IndexPaths, LogEntry, Record, decode_namespace, decode_value
+from langgraph_memstate.storage.base import ScoredRow, StoredList
+from langgraph_memstate.storage.packing import packed, unpacked
+
+ITEM = (
+    "items.ns, items.key, items.version, items.value, created_at, updated_at, items.seq, expires_at, ttl, type, "
+    "(SELECT coalesce(schema_version, 1) || ' ' || schema FROM facts WHERE facts.seq = items.seq)"  # one lookup a row
+)
+COLUMNS = 11  # of an item; what a query adds comes after them
+LOG = (
+    "seq, version, op, ns, key, value, ts, created_at, index_paths, commit_id, supersedes, thread_id, checkpoint_ns, "
+    "checkpoint_id, task_id, node, run_id, actor, reason, schema, schema_version, type, ttl, undoes"
+)
+
+
+def load_paths(text: str | None) -> IndexPaths:
+    paths = None if text is None else json.loads(text)
+    return tuple(paths) if isinstance(paths, list) else paths
+
+
+def record_of(row: Sequence[Any]) -> Record:
+    ns, key, version, value, created_at, updated_at, seq, expires_at, ttl, type_, schema = row[:COLUMNS]
+    number, _, name = (schema or "").partition(" ")
+    return Record(
+        namespace=decode_namespace(ns),
+        key=key,
+        version=version,
+        value=value,
+        created_at=created_at,
+        updated_at=updated_at,
+        seq=seq,
+        expires_at=expires_at,
+        ttl=ttl,
+        type=type_,
+        schema=name or None,
+        schema_version=int(number) if number else None,
+    )
+
+
+def scored_of(row: Sequence[Any]) -> ScoredRow:
+    return ScoredRow(record_of(row), *row[COLUMNS:])
+
+
+def log_entry_of(row: Sequence[Any]) -> LogEntry:
+    seq, version, op, ns, key, value, ts, created_at, index_paths, *rest = row
+    names = (
+        "commit_id", "supersedes", "thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "node", "run_id", "actor",
+        "reason", "schema", "schema_version", "type", "ttl", "undoes",
+    )  # fmt: skip
+    return LogEntry(
+        seq=seq,
+        version=version,
+        op=op,
+        namespace=decode_namespace(ns),
+        key=key,
+        value=None if value is None else decode_value(value),
+        ts=datetime.fromtimestamp(ts, UTC),
+        created_at=None if created_at is None else datetime.fromtimestamp(created_at, UTC),
+        index=load_paths(index_paths),
+        **dict(zip(names, rest, strict=True)),
+    )
+
+
+def dump_ids(ids: Sequence[int]) -> bytes:
+    """Elements are numbered as they come, so that differences are small and repeat."""
+    return packed(json.dumps([after - before for before, after in pairwise((0, *ids))]).encode())
+
+
+def load_ids(elements: object) -> tuple[int, ...]:
+    """The ids that a row of `lists` adds to its base."""
+    try:
+        return tuple(accumulate(map(int, json.loads(unpacked(elements)))))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CorruptRowError(f"the elements of a list cannot be read: {error}") from error
+
+
+def list_chain(rows: Sequence[tuple[str, str, int, int | None, int, bytes]]) -> list[StoredList]:
+    if rows and rows[-1][3] is not None:
+        raise CorruptRowError("a list lost the version it is based on")
+    return [
+        StoredList(value_id, kind, depth, keep, load_ids(elements)) for value_id, kind, depth, _, keep, elements in rows
+    ]
+
+
+def flattened(chain: Sequence[StoredList]) -> tuple[int, ...]:
+    """The ids of a whole list."""
+    ids: tuple[int, ...] = ()
+    for version in reversed(chain):
+        ids = ids[: version.keep] + version.tail
+    return ids

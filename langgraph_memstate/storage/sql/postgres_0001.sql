@@ -1,0 +1,211 @@
+-- One database of langgraph-memstate, in a schema of its own. Namespaces are encoded so that a prefix is a range; see
+-- facts.py. Texts sort by code point (COLLATE "C"), in every database alike.
+
+CREATE TABLE meta (
+    key   text COLLATE "C" PRIMARY KEY,
+    value text NOT NULL
+);
+
+-- Which transaction each open storage has committed last: the answer to "did my COMMIT arrive?" after a lost connection.
+CREATE TABLE writers (
+    id        text COLLATE "C" PRIMARY KEY,
+    committed bigint NOT NULL,
+    seen_at   timestamptz NOT NULL
+);
+
+-- The LangGraph side -------------------------------------------------------------------------------
+
+CREATE TABLE checkpoints (
+    thread_id     text COLLATE "C" NOT NULL,
+    checkpoint_ns text COLLATE "C" NOT NULL,
+    checkpoint_id text COLLATE "C" NOT NULL,
+    parent_id     text COLLATE "C",
+    run_id        text COLLATE "C",
+    seq           bigint NOT NULL,    -- the log's last sequence when the checkpoint committed
+    ts            text NOT NULL,      -- when it was made: ISO 8601
+    head_type     text NOT NULL,
+    head          bytea NOT NULL,
+    metadata      text NOT NULL,      -- JSON
+    channels      text[] COLLATE "C" NOT NULL,
+    value_ids     text[] COLLATE "C" NOT NULL,  -- one for each channel
+    PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
+);
+CREATE INDEX checkpoints_by_id ON checkpoints (checkpoint_id);
+CREATE INDEX checkpoints_by_run ON checkpoints (run_id) WHERE run_id IS NOT NULL;
+
+-- Equal values of a thread are stored once; value_id is a hash of type and bytes, or of a list's elements.
+-- Serialised values are packed; see packing.py.
+CREATE TABLE channel_values (
+    thread_id text COLLATE "C" NOT NULL,
+    value_id  text COLLATE "C" NOT NULL,
+    type      text NOT NULL,
+    data      bytea NOT NULL,
+    PRIMARY KEY (thread_id, value_id)
+);
+
+-- A version of a list: the first `keep` elements of another version (`base`), then these.
+CREATE TABLE lists (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    thread_id text COLLATE "C" NOT NULL,
+    value_id  text COLLATE "C" NOT NULL,
+    kind      text NOT NULL,
+    depth     integer NOT NULL,       -- how many versions led here; says which one is the base
+    base      bigint,                 -- id; its depth is smaller
+    keep      integer NOT NULL,
+    elements  bytea NOT NULL,         -- ids, as packed JSON of their differences
+    UNIQUE (thread_id, value_id)
+);
+
+-- Equal elements of a thread are stored once; digest is a hash of type and bytes.
+CREATE TABLE elements (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    thread_id text COLLATE "C" NOT NULL,
+    digest    bytea NOT NULL,
+    type      text NOT NULL,
+    data      bytea NOT NULL,
+    UNIQUE (thread_id, digest)
+);
+
+CREATE TABLE writes (
+    thread_id     text COLLATE "C" NOT NULL,
+    checkpoint_ns text COLLATE "C" NOT NULL,
+    checkpoint_id text COLLATE "C" NOT NULL,
+    task_path     text COLLATE "C" NOT NULL,
+    task_id       text COLLATE "C" NOT NULL,
+    idx           integer NOT NULL,
+    channel       text COLLATE "C" NOT NULL,
+    type          text NOT NULL,
+    data          bytea NOT NULL,
+    PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+);
+
+-- Memory writes of finished tasks whose step has not landed.
+CREATE TABLE staged (
+    thread_id     text COLLATE "C" NOT NULL,
+    checkpoint_ns text COLLATE "C" NOT NULL,
+    checkpoint_id text COLLATE "C" NOT NULL,
+    task_id       text COLLATE "C" NOT NULL,
+    ord           integer NOT NULL,
+    task_path     text COLLATE "C" NOT NULL,
+    version       text COLLATE "C" NOT NULL,
+    ns            text COLLATE "C" NOT NULL,
+    key           text COLLATE "C" NOT NULL,
+    draft         text NOT NULL,      -- JSON
+    PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id, task_id, ord)
+);
+
+-- Memory -------------------------------------------------------------------------------------------
+
+-- Append-only, without gaps, in the order of commits: who appends holds the lock of the log.
+CREATE TABLE facts (
+    seq            bigint PRIMARY KEY,
+    version        text COLLATE "C" NOT NULL UNIQUE,
+    commit_id      bigint NOT NULL,   -- the first sequence of the commit
+    ns             text COLLATE "C" NOT NULL,
+    key            text COLLATE "C" NOT NULL,
+    op             text NOT NULL CHECK (op IN ('put', 'delete')),
+    type           text COLLATE "C",
+    value          text,              -- JSON; NULL for a delete, and where the content was forgotten
+    supersedes     text COLLATE "C",
+    undoes         bigint,            -- the sequence that a rollback went back to
+    created_at     double precision,  -- when the item came to be; NULL for a delete
+    index_paths    text,              -- JSON: null, false or a list of paths
+    ttl            double precision,
+    schema         text,
+    schema_version integer,
+    thread_id      text COLLATE "C",
+    checkpoint_ns  text COLLATE "C",
+    checkpoint_id  text COLLATE "C",
+    task_id        text COLLATE "C",
+    node           text COLLATE "C",
+    run_id         text COLLATE "C",
+    actor          text COLLATE "C",
+    reason         text COLLATE "C",
+    ts             double precision NOT NULL,  -- when it was written
+    committed_at   double precision NOT NULL
+);
+CREATE INDEX facts_by_time ON facts (committed_at);
+CREATE INDEX facts_by_key ON facts (ns, key, seq);
+CREATE INDEX facts_by_thread ON facts (thread_id, seq) WHERE thread_id IS NOT NULL;
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'the log is append-only';
+END
+$$;
+CREATE TRIGGER facts_stay BEFORE DELETE ON facts FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER facts_do_not_change BEFORE UPDATE ON facts FOR EACH ROW WHEN (NEW.value IS NOT NULL)
+    EXECUTE FUNCTION refuse_change();
+
+-- The current version of each (namespace, key). `value` is the truth; `doc` is what filters look into, and NULL where
+-- JSONB cannot hold the value: it knows no NUL character.
+CREATE TABLE items (
+    ns         text COLLATE "C" NOT NULL,
+    key        text COLLATE "C" NOT NULL,
+    version    text COLLATE "C" NOT NULL UNIQUE,
+    seq        bigint NOT NULL,
+    type       text COLLATE "C",
+    value      text NOT NULL,
+    created_at double precision NOT NULL,
+    updated_at double precision NOT NULL,
+    ttl        double precision,
+    expires_at double precision,
+    doc        jsonb GENERATED ALWAYS AS
+               (CASE WHEN position('\u0000' IN value) > 0 THEN NULL ELSE value::jsonb END) STORED,
+    PRIMARY KEY (ns, key)
+);
+CREATE INDEX items_by_expiry ON items (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX items_by_seq ON items (seq);
+CREATE INDEX items_by_content ON items USING gin (doc jsonb_path_ops);
+CREATE INDEX items_without_doc ON items (seq) WHERE doc IS NULL;
+
+-- Vectors ------------------------------------------------------------------------------------------
+
+CREATE TABLE indexes (
+    name       text COLLATE "C" PRIMARY KEY,
+    model      text COLLATE "C" NOT NULL,
+    dims       integer NOT NULL,
+    generation bigint NOT NULL
+);
+
+CREATE TABLE embeddings (
+    model     text COLLATE "C" NOT NULL,
+    text_hash bytea NOT NULL,
+    vector    bytea NOT NULL,         -- float32, little endian, length 1
+    PRIMARY KEY (model, text_hash)
+);
+
+-- Kept for every version, so that an undo never embeds again.
+CREATE TABLE vectors (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,  -- grows in the order of commits
+    version    text COLLATE "C" NOT NULL,
+    index_name text COLLATE "C" NOT NULL,
+    ord        integer NOT NULL,
+    vector_id  text COLLATE "C" NOT NULL,
+    text_hash  bytea NOT NULL,
+    UNIQUE (version, index_name, ord)
+);
+CREATE INDEX vectors_by_id ON vectors (vector_id, index_name);
+CREATE INDEX vectors_by_text ON vectors (text_hash);
+
+CREATE TABLE outbox (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    index_name text COLLATE "C" NOT NULL,
+    op         text NOT NULL CHECK (op IN ('upsert', 'delete', 'embed')),
+    vector_id  text COLLATE "C" NOT NULL,
+    version    text COLLATE "C",
+    attempts   integer NOT NULL DEFAULT 0,
+    retry_at   double precision,      -- NULL: quarantined
+    error      text
+);
+CREATE INDEX outbox_by_index ON outbox (index_name, id);
+CREATE INDEX outbox_to_embed ON outbox (index_name, id) WHERE op = 'embed';
+CREATE INDEX outbox_by_vector ON outbox (vector_id);
+CREATE INDEX outbox_by_version ON outbox (version);
+
+CREATE TABLE prepared (
+    id         text COLLATE "C" PRIMARY KEY,
+    index_name text COLLATE "C" NOT NULL,
+    vector_ids text[] COLLATE "C" NOT NULL,
+    owner      text NOT NULL,
+    expires_at double precision NOT NULL
+);

@@ -1,0 +1,493 @@
+"""What only a server can do to a memory: go away in the middle, come back, be shared by many, and belong to others."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from langgraph.graph import END, START, StateGraph
+from langgraph.store.base import BaseStore
+
+sys.path.insert(0, str(Path(__file__).parent))
+from truth import DIMS, Words, check_search, commit, faulty_chroma, held_ids, hook_of, notes, python
+
+from langgraph_memstate import Fact, MemoryStore
+from langgraph_memstate.errors import (
+    DatabaseOpenError,
+    NewerSchemaError,
+    ReadOnlyError,
+    SerializationError,
+    TransientError,
+    VectorSyncError,
+)
+
+psycopg = pytest.importorskip("psycopg", reason="the extra [postgres] is not installed")
+
+from postgres_proxy import When, line_to  # noqa: E402
+from postgres_server import Server  # noqa: E402
+
+from langgraph_memstate import PostgresStorage  # noqa: E402
+from langgraph_memstate.storage import postgres as module  # noqa: E402
+
+
+@pytest.fixture
+def schema(postgres: Server) -> Iterator[str]:
+    with postgres.schema() as name:
+        yield name
+
+
+@pytest.fixture
+def memory(postgres: Server, schema: str) -> Iterator[MemoryStore]:
+    with MemoryStore(postgres.storage(schema)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def stopped(postgres: Server) -> Iterator[Server]:
+    """The server, which a test may stop; it runs again afterwards."""
+    yield postgres
+    postgres.start()
+
+
+def note(key: str, **payload: Any) -> Fact:
+    return Fact("note", payload or {"text": key}, id=key)
+
+
+def keys(memory: MemoryStore) -> list[str]:
+    return [entry.key for entry in memory.log()]
+
+
+def persist(call: Any, seconds: float = 20.0) -> Any:
+    """Call until it is not refused with `TransientError` any more; anything else is raised."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except TransientError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+# -- a server that goes away ------------------------------------------------------------------------
+
+
+def test_connections_that_were_cut_while_idle_are_not_noticed(memory: MemoryStore, postgres: Server) -> None:
+    memory.commit(note("a"))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: keys(memory), range(8)))
+    assert postgres.cut() >= 2
+    memory.commit(note("b"))
+    assert keys(memory) == ["a", "b"]
+    postgres.cut()
+    assert keys(memory) == ["a", "b"]
+
+
+def test_a_server_that_is_down_is_a_transient_error(memory: MemoryStore, stopped: Server) -> None:
+    memory.commit(note("a"))
+    stopped.stop()
+    for call in (lambda: memory.commit(note("b")), lambda: keys(memory)):
+        with pytest.raises(TransientError):
+            call()
+    stopped.start()
+    memory.commit(note("c"))
+    assert keys(memory) == ["a", "c"]
+
+
+def test_a_cut_in_the_middle_of_reading_is_a_transient_error(memory: MemoryStore, postgres: Server) -> None:
+    memory.commit([note(f"{number}") for number in range(200)])
+
+    def interrupted() -> None:
+        with memory.storage.snapshot() as reader:
+            rows = reader.log()
+            next(rows)
+            postgres.cut()
+            list(rows)
+
+    with pytest.raises(TransientError):
+        interrupted()
+    assert len(keys(memory)) == 200
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_commit_whose_answer_was_lost_lands_once(postgres: Server, schema: str, when: When) -> None:
+    with line_to(postgres.uri) as line, MemoryStore(PostgresStorage(line.uri, schema=schema)) as memory:
+        memory.commit(note("a"))
+        for number in range(3):
+            line.breaks = when
+            memory.commit(note(f"b{number}"))
+            memory.commit(note(f"c{number}"))
+        assert line.broken == 3
+        assert [entry.seq for entry in memory.log()] == list(range(1, 8))
+        assert keys(memory) == ["a", "b0", "c0", "b1", "c1", "b2", "c2"]
+
+
+def test_a_commit_whose_outcome_nobody_can_tell_says_so(
+    postgres: Server, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RESOLVE", 0.2)
+    with line_to(postgres.uri) as line, MemoryStore(PostgresStorage(line.uri, schema=schema)) as memory:
+        memory.commit(note("a"))
+        line.breaks = "after"
+        monkeypatch.setattr(module, "connect", _refused)
+        with pytest.raises(TransientError, match="whole or not at all"):
+            memory.commit(note("b"))
+        monkeypatch.undo()
+        memory.commit(note("c"))
+        assert keys(memory) == ["a", "b", "c"]
+
+
+def _refused(conninfo: str) -> Any:
+    raise psycopg.OperationalError("connection refused")
+
+
+class State(TypedDict, total=False):
+    log: Annotated[list[str], operator.add]
+
+
+def agent(memory: MemoryStore, pause: float) -> Any:
+    def node(name: str) -> Any:
+        def run(state: State, *, store: BaseStore) -> dict[str, Any]:
+            time.sleep(pause)
+            store.put(("remembered",), f"{len(state['log'])}", {"by": name})
+            return {"log": [name]}
+
+        return run
+
+    graph = StateGraph(State)
+    names = [f"n{number}" for number in range(6)]
+    for name in names:
+        graph.add_node(name, node(name))
+    for left, right in zip((START, *names), (*names, END), strict=True):
+        graph.add_edge(left, right)
+    return graph.compile(checkpointer=memory.checkpointer, store=memory.store)
+
+
+@pytest.mark.parametrize("durability", ["sync", "async"])
+def test_a_run_goes_on_when_the_server_comes_back(memory: MemoryStore, stopped: Server, durability: str) -> None:
+    """The server is killed and started again while graphs run; each run is resumed until it is through."""
+    graph = agent(memory, 0.02)
+    over = threading.Event()
+
+    def play(config: Any, goal: int) -> None:
+        found = graph.get_state(config)  # whose values show what finished tasks wrote, be their step over or not
+        if found.tasks or len(found.values.get("log", ())) < goal:
+            graph.invoke(None if found.tasks else {"log": ["in"]}, config, durability=durability)
+
+    def converse(number: int) -> int:
+        config = {"configurable": {"thread_id": f"t{number}"}}
+        turns = 0
+        while turns < 3 or not over.is_set():
+            turns += 1
+            persist(functools.partial(play, config, turns * 7))
+        return turns
+
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(converse, number) for number in range(3)]
+        for _ in range(2):
+            time.sleep(0.6)
+            stopped.stop()
+            time.sleep(0.2)
+            stopped.start()
+        over.set()
+        turns = [run.result(timeout=90) for run in runs]
+    for number, count in enumerate(turns):
+        state = graph.get_state({"configurable": {"thread_id": f"t{number}"}})
+        assert state.values["log"] == ["in", *(f"n{step}" for step in range(6))] * count
+        assert not state.tasks
+    written = list(memory.log(namespace=("remembered",)))
+    assert len(written) == 6 * sum(turns)  # every step once, however often its commit was tried
+    assert [entry.seq for entry in memory.log()] == list(range(1, 6 * sum(turns) + 1))
+
+
+# -- many at once -----------------------------------------------------------------------------------
+
+OPEN = """
+import sys
+from langgraph_memstate import Fact, MemoryStore, PostgresStorage
+print("ready", flush=True)
+sys.stdin.readline()
+with MemoryStore(PostgresStorage(sys.argv[1], schema=sys.argv[2])) as memory:
+    for number in range(5):
+        memory.commit(Fact("note", {"n": number}, id=f"{sys.argv[3]}-{number}"))
+"""
+
+
+def test_eight_processes_open_a_new_database_at_once(postgres: Server, schema: str) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN, postgres.uri, schema, str(number)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(8)
+    ]  # fmt: skip
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    outcomes = []
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        outcomes.append((process.returncode, errors))
+    assert outcomes == [(0, "")] * 8
+    with MemoryStore(postgres.storage(schema)) as memory:
+        assert [entry.seq for entry in memory.log()] == list(range(1, 41))
+
+
+def test_more_threads_than_connections(postgres: Server, schema: str) -> None:
+    with MemoryStore(postgres.storage(schema, pool_size=2)) as memory, ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: memory.commit(note(f"{number}")), range(64)))
+        assert all(len(found) == 64 for found in pool.map(lambda _: keys(memory), range(32)))
+        with postgres.connect() as conn:
+            query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'langgraph-memstate'"
+            assert conn.execute(query).fetchall()[0][0] <= 3
+
+
+def test_all_connections_in_use_is_a_transient_error(postgres: Server, schema: str) -> None:
+    storage = PostgresStorage(postgres.uri, schema=schema, pool_size=1, timeout=0.2)
+    storage.open()
+    with storage.snapshot(), ThreadPoolExecutor(1) as pool, pytest.raises(TransientError, match="in use"):
+        pool.submit(lambda: storage.snapshot().__enter__()).result()
+    storage.close()
+
+
+def test_nothing_stays_with_a_connection_between_transactions(memory: MemoryStore) -> None:
+    """Else a pooler that hands connections round between transactions would mix callers up."""
+    for number in range(8):
+        memory.commit(note(f"{number}"))
+    conn = memory.storage._writer
+    assert conn.execute("SELECT current_setting('search_path')").fetchone() == ('"$user", public',)
+    for catalogue in ("pg_prepared_statements", "pg_cursors", "pg_listening_channels()"):
+        assert conn.execute(f"SELECT count(*) FROM {catalogue}").fetchone() == (0,), catalogue
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+    assert conn.execute(locks).fetchone() == (0,)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_is_told_to_open_again(postgres: Server, schema: str) -> None:
+    script = """
+import os, sys
+from langgraph_memstate import PostgresStorage
+from langgraph_memstate.errors import StorageClosedError
+storage = PostgresStorage(sys.argv[1], schema=sys.argv[2])
+storage.open()
+with storage.snapshot() as reader:
+    reader.last_seq()
+if (child := os.fork()) == 0:
+    try:
+        storage.apply(((),))
+    except StorageClosedError:
+        storage.close()
+        os._exit(7)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+with storage.snapshot() as reader:
+    print(reader.last_seq())
+"""
+    done = python(script, postgres.uri, schema)
+    assert (done.stdout.strip(), done.returncode) == ("0", 0), done.stderr
+
+
+# -- whose database it is ---------------------------------------------------------------------------
+
+
+def test_a_url_opens_the_default_schema(postgres: Server) -> None:
+    with postgres.database() as url:
+        with MemoryStore.open(url, index={"dims": DIMS, "embed": Words(), "fields": ["text"]}) as memory:
+            memory.commit(note("a"))
+        with MemoryStore.open(url.replace("postgresql://", "postgres://")) as memory:
+            assert keys(memory) == ["a"]
+        with psycopg.connect(url) as conn:
+            assert conn.execute("SELECT count(*) FROM memstate.facts").fetchone() == (1,)
+
+
+def test_schemas_are_memories_of_their_own(postgres: Server) -> None:
+    with postgres.schema() as one, postgres.schema() as two:
+        with MemoryStore(postgres.storage(one)) as left, MemoryStore(postgres.storage(two + '" x%s')) as right:
+            left.commit(note("a"))
+            right.commit(note("b"))
+            assert (keys(left), keys(right)) == (["a"], ["b"])
+            assert left.store_id != right.store_id
+        with postgres.connect() as conn:
+            conn.execute(psycopg.sql.SQL("DROP SCHEMA {} CASCADE").format(psycopg.sql.Identifier(two + '" x%s')))
+
+
+def test_a_newer_schema_is_left_alone(postgres: Server, schema: str, memory: MemoryStore) -> None:
+    with postgres.connect() as conn:
+        conn.execute(f"UPDATE {schema}.meta SET value = '99' WHERE key = 'schema_version'")
+    with pytest.raises(NewerSchemaError, match="99"):
+        MemoryStore(postgres.storage(schema))
+
+
+def test_tables_of_another_program_are_left_alone(postgres: Server, schema: str) -> None:
+    with postgres.connect() as conn:
+        conn.execute(f"CREATE SCHEMA {schema}")
+        conn.execute(f"CREATE TABLE {schema}.checkpoints (thread_id text)")
+    with pytest.raises(DatabaseOpenError, match="another program"):
+        MemoryStore(postgres.storage(schema))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://localhost:1/nowhere",
+        "postgresql:///x?host=/nowhere",
+        "postgresql://h?nonsense=1",
+        "postgresql://[",
+    ],
+)
+def test_what_cannot_be_opened(uri: str) -> None:
+    with pytest.raises(DatabaseOpenError):
+        MemoryStore.open(uri)
+
+
+def test_a_database_that_is_not_there(postgres: Server) -> None:
+    with pytest.raises(DatabaseOpenError, match="nobody_made_this"):
+        MemoryStore.open(postgres.uri.replace("/postgres?", "/nobody_made_this?"))
+
+
+def test_a_database_in_another_encoding_is_refused(postgres: Server) -> None:
+    with postgres.connect() as conn:
+        conn.execute("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    with pytest.raises(DatabaseOpenError, match="LATIN1"):
+        MemoryStore.open(postgres.uri.replace("/postgres?", "/latin?"))
+
+
+def test_commits_are_durable_where_the_server_is_set_not_to(postgres: Server) -> None:
+    with postgres.database() as url:
+        with psycopg.connect(url, autocommit=True) as conn:
+            name = conn.info.dbname
+            conn.execute(f"ALTER DATABASE {name} SET synchronous_commit TO off")
+        with MemoryStore.open(url) as memory, psycopg.connect(url, autocommit=True) as conn:
+            conn.execute("CREATE TABLE seen AS SELECT current_setting('synchronous_commit') AS setting")
+            conn.execute(
+                "CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.seen "
+                "SELECT current_setting('synchronous_commit'); RETURN NEW; END $$"
+            )
+            conn.execute("CREATE TRIGGER looks BEFORE INSERT ON memstate.facts FOR EACH ROW EXECUTE FUNCTION look()")
+            memory.commit(note("a"))
+            assert conn.execute("SELECT setting FROM seen").fetchall() == [("off",), ("on",)]
+
+
+def test_a_server_that_takes_no_writes(postgres: Server, schema: str, memory: MemoryStore) -> None:
+    memory.commit(note("a"))
+    uri = postgres.uri + "&options=-cdefault_transaction_read_only%3Don"
+    with MemoryStore(PostgresStorage(uri, schema=schema)) as reading:
+        assert keys(reading) == ["a"]
+        with pytest.raises(ReadOnlyError):
+            reading.commit(note("b"))
+
+
+def test_the_log_cannot_be_changed_behind_our_back(postgres: Server, schema: str, memory: MemoryStore) -> None:
+    memory.commit(note("a"))
+    with postgres.connect() as conn:
+        for statement in ("DELETE FROM {}.facts", "UPDATE {}.facts SET actor = 'x'"):
+            with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
+                conn.execute(statement.format(schema))
+
+
+def test_without_the_driver_it_is_said_what_to_install() -> None:
+    script = """
+import sys
+sys.modules["psycopg"] = None
+import langgraph_memstate
+from langgraph_memstate.errors import DatabaseOpenError
+try:
+    langgraph_memstate.MemoryStore.open("postgresql://localhost/x")
+except DatabaseOpenError as error:
+    print(error)
+try:
+    langgraph_memstate.PostgresStorage
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr
+    assert all("pip install 'langgraph-memstate[postgres]'" in line for line in lines)
+
+
+# -- limits and plans -------------------------------------------------------------------------------
+
+
+def test_a_name_that_no_index_holds_is_named(memory: MemoryStore) -> None:
+    long = os.urandom(5_000).hex()
+    with ThreadPoolExecutor(2) as pool:
+        refused = pool.submit(memory.commit, note(long, text="x"))
+        memory.commit(note("a"))
+        with pytest.raises(SerializationError, match="2,700"):
+            refused.result()
+    assert keys(memory) == ["a"]
+
+
+def test_filters_use_the_index(postgres: Server, schema: str, memory: MemoryStore) -> None:
+    for start in range(0, 4_000, 1_000):
+        memory.commit([note(f"{n}", n=n, kind=f"k{n % 500}") for n in range(start, start + 1_000)])
+    memory.commit(note("nul", kind="k7\0"))
+    assert {fact.id for fact in memory.query("note", filter={"kind": "k7"})} == {str(n) for n in range(7, 4_000, 500)}
+    assert [fact.id for fact in memory.query("note", filter={"kind": "k7\0"})] == ["nul"]
+    assert [fact.id for fact in memory.query("note", filter={"n": 77})] == ["77"]
+    with postgres.connect() as conn:
+        conn.execute(f"ANALYZE {schema}.items")
+        plan = conn.execute(
+            f"EXPLAIN SELECT key FROM {schema}.items AS items "
+            'WHERE (items.doc IS NULL OR items.doc @> \'{"kind":"k7"}\'::jsonb)'
+        ).fetchall()
+    assert "items_by_content" in str(plan)
+
+
+# -- vectors ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hook", ["exact", "chroma"])
+@pytest.mark.parametrize("vector_sync", ["atomic", "deferred"])
+def test_search_is_what_sql_holds(postgres: Server, schema: str, database: Path, hook: str, vector_sync: Any) -> None:
+    index = {"dims": DIMS, "embed": Words(), "fields": ["text"]}
+    texts = notes(40)
+
+    def opened() -> MemoryStore:
+        made = MemoryStore(postgres.storage(schema), index=index, vector_sync=vector_sync)
+        if hook == "chroma":
+            made.add_hook(faulty_chroma(database))
+        else:
+            made._attach(None)
+        return made
+
+    with opened() as memory:
+        commit(memory, texts)
+        changed = {key: text + " changed" for key, text in list(texts.items())[:10]}
+        commit(memory, changed)
+        memory.delete(("note",), "n39")
+        texts = {**texts, **changed}
+        del texts["n39"]
+        check_search(memory, texts)
+        memory.flush()
+        check_search(memory, texts)
+        if hook == "chroma":
+            hook_of(memory).fail("apply", error=RuntimeError("away"), times=1)
+            if vector_sync == "atomic":
+                with pytest.raises(VectorSyncError):
+                    commit(memory, {"lost": "green tea lost"})
+            else:
+                commit(memory, {"late": "green tea late"})
+                texts["late"] = "green tea late"
+            check_search(memory, texts)
+            memory.flush()
+            with memory.storage.snapshot() as reader:
+                assert set(reader.vector_ids("chroma:memory")) == held_ids(memory)
+        memory.rollback(1)
+    with opened() as memory:
+        assert memory.verify().ok
