@@ -62,6 +62,14 @@ class Server:
             conn.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name)))
 
     @contextmanager
+    def default(self) -> Iterator[str]:
+        """The URL of the server's own database, in which nothing is yet where a URL alone leads."""
+        yield self.uri
+        with self.connect() as conn:
+            conn.execute("SET client_min_messages TO warning")
+            conn.execute("DROP SCHEMA IF EXISTS memstate CASCADE")
+
+    @contextmanager
     def database(self) -> Iterator[str]:
         """The URL of a database that is new, and gone afterwards."""
         name = f"d{uuid4().hex}"
