@@ -33,9 +33,9 @@ def postgres() -> Iterator[Any]:
 
 @pytest.fixture(params=["file", "in-memory", pytest.param("postgres", marks=pytest.mark.slow)])
 def url(request: pytest.FixtureRequest, database: Path) -> Iterator[str]:
-    """What `MemoryStore.open` takes: a SQLite file, then ``:memory:``, and a PostgreSQL database."""
+    """What `MemoryStore.open` takes: a SQLite file, then ``:memory:``, and a PostgreSQL server."""
     if request.param == "postgres":
-        with request.getfixturevalue("postgres").database() as fresh:
+        with request.getfixturevalue("postgres").default() as fresh:
             yield fresh
     else:
         yield str(database) if request.param == "file" else ":memory:"

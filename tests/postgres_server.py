@@ -62,6 +62,14 @@ class Server:
             conn.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name)))
 
     @contextmanager
+    def default(self) -> Iterator[str]:
+        """The URL of the server's own database, in which nothing is yet where a URL alone leads."""
+        yield self.uri
+        with self.connect() as conn:
+            conn.execute("SET client_min_messages TO warning")
+            conn.execute("DROP SCHEMA IF EXISTS memstate CASCADE")
+
+    @contextmanager
     def database(self) -> Iterator[str]:
         """The URL of a database that is new, and gone afterwards."""
         name = f"d{uuid4().hex}"
@@ -76,10 +84,15 @@ class Server:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
+def running(*, fsync: bool = False) -> Iterator[Server]:
+    """A server for a while. Without `fsync` it outlives every death but that of the machine, and is much faster."""
     folder = tempfile.mkdtemp(prefix="memstate-pg-")  # not in pytest's folders: the server's user has to get there
     try:
         server = Server(Path(folder))
+        if not fsync:
+            with server.connect() as conn:
+                conn.execute("ALTER SYSTEM SET fsync TO off")
+                conn.execute("SELECT pg_reload_conf()")
         yield server
         server.stop("fast")
     finally:

@@ -39,6 +39,7 @@ from langgraph_memstate.storage.postgres_write import lock, lock_key, run_op
 MIGRATIONS = ("postgres_0001.sql",)
 OLDEST_SERVER = 130_000  # gin, generated columns and identity are older; 13 is the oldest release that was supported
 _RESOLVE = 15.0  # seconds in which a lost server may come back and say whether a commit arrived
+_SET = "SELECT set_config(name, setting, true) FROM unnest(%s::text[], %s::text[]) AS local (name, setting)"
 _FORGOTTEN = "seen_at < now() - interval '30 days'"
 
 
@@ -79,12 +80,12 @@ class PostgresStorage(Storage):
         self._here = b"SET LOCAL search_path TO " + name
         self._snapshot = (b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", self._here)
         # A writer that waits too long gives up; one whose machine is gone must not keep the others waiting.
-        patience = int(max(timeout, 0.001) * 1_000)
-        self._settings: tuple[bytes, ...] = (
-            self._here,
-            b"SET LOCAL lock_timeout TO %d" % patience,
-            b"SET LOCAL idle_in_transaction_session_timeout TO %d" % patience,
-        )
+        patience = str(int(max(timeout, 0.001) * 1_000))
+        self._settings = {
+            "search_path": name.decode(),
+            "lock_timeout": patience,
+            "idle_in_transaction_session_timeout": patience,
+        }
 
     # -- opening ------------------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ class PostgresStorage(Storage):
         if encoding != "UTF8":
             raise DatabaseOpenError(f"the database is encoded in {encoding}; create one with ENCODING 'UTF8'")
         if durability == "off":
-            self._settings = (*self._settings, b"SET LOCAL synchronous_commit TO on")
+            self._settings["synchronous_commit"] = "on"
         with conn.transaction():
             run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(self._schema))
             if run(conn, "SELECT 1 FROM pg_namespace WHERE nspname = %s", self._schema).fetchone() is None:
@@ -203,8 +204,8 @@ class PostgresStorage(Storage):
         is_decided = False
         try:
             with conn.pipeline():
-                for statement in (b"BEGIN", *self._settings):
-                    conn.execute(statement)
+                conn.execute(b"BEGIN")
+                run(conn, _SET, list(self._settings), list(self._settings.values()))
                 lock(conn, self._schema, commits)
                 for commit in commits:
                     outcomes.append(self._apply_one(conn, commit, alone=len(commits) == 1))

@@ -124,15 +124,17 @@ def run_rows(conn: Connection, query: str, types: str, rows: Sequence[Sequence[A
     """Send one statement about many rows, which it names as `{rows}`: a table of columns of these types, in order."""
     if not rows:
         return None
-    columns = dict(enumerate(zip(*rows, strict=True)))
-    table = []
-    for number, type_ in enumerate(types.split()):
-        values = list(columns[number])
-        if type_ == "float8":
-            values = [None if value is None else float(value) for value in values]
-        named[f"column{number}"] = values
-        table.append(f"%(column{number})s::{type_}[]")
-    return run(conn, query.replace("{rows}", f"ROWS FROM (unnest({', '.join(table)}))"), **named)
+    names = types.split()
+    if len(rows) == 1:  # arrays take longer to bind
+        table = ", ".join(f"%(column{number})s::{type_}" for number, type_ in enumerate(names))
+        named |= {f"column{number}": value for number, value in enumerate(rows[0])}
+        return run(conn, query.replace("{rows}", f"(VALUES ({table}))"), **named)
+    columns = zip(*rows, strict=True)
+    for number, (type_, values) in enumerate(zip(names, columns, strict=True)):
+        as_floats = type_ == "float8"  # an array has numbers of one kind
+        named[f"column{number}"] = [float(one) if as_floats and one is not None else one for one in values]
+    table = ", ".join(f"%(column{number})s::{type_}[]" for number, type_ in enumerate(names))
+    return run(conn, query.replace("{rows}", f"ROWS FROM (unnest({table}))"), **named)
 
 
 # -- the pool ---------------------------------------------------------------------------------------

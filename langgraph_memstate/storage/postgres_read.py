@@ -432,15 +432,10 @@ class PostgresReader(Reader):
 
     def upsert_rows(self, index: str, model: str, ids: Sequence[str]) -> dict[str, ScoredRow]:
         wanted = set(ids)
-        return {
-            row.vector_id: row._replace(paths=self._index_paths(row.record.version))
-            for row in self.vectors_by_id(index, model, ids, now=0.0)
-            if row.vector_id in wanted
-        }
-
-    def _index_paths(self, version: str) -> IndexPaths:
-        row = self._one("SELECT index_paths FROM facts WHERE version = %s", version)
-        return None if row is None else load_paths(row[0])
+        found = [row for row in self.vectors_by_id(index, model, ids, now=0.0) if row.vector_id in wanted]
+        query = "SELECT version, index_paths FROM facts WHERE version = ANY(%s::text[])"
+        paths: dict[str, str | None] = dict(run(self._conn, query, [row.record.version for row in found]).fetchall())
+        return {row.vector_id: row._replace(paths=load_paths(paths[row.record.version])) for row in found}
 
     def prepared(self) -> list[PreparedRow]:
         return [
