@@ -310,14 +310,15 @@ class Follower:
         logger.warning("index %s: %r; the %s of vector %s %s", index.name, error, row.op, row.vector_id, what)
         self._writer.land((OutboxFailed((row.id,), repr(error)[:500], retry_at),))
 
-    def waiting(self) -> int:
+    def waiting(self) -> set[int]:
         """Entries that could be applied and are not, of indexes that no other process follows."""
         with self._storage.snapshot() as reader:
-            return sum(
-                len(_applicable(reader, index, due=time.time() + _HORIZON, limit=1_000_000_000))
+            return {
+                row.id
                 for index in self.indexes
                 if index.hook is not None and index.state is not IndexState.BUSY
-            )
+                for row in _applicable(reader, index, due=time.time() + _HORIZON, limit=1_000_000_000)
+            }
 
     def flush(self) -> None:
         """Apply everything that waits.
@@ -332,12 +333,20 @@ class Follower:
         self._apply_all()
 
     def _apply_all(self) -> None:
-        for index in self.indexes:
-            tried: set[int] = set()
-            while self._replay(index, tried):
-                continue
-        if left := self.waiting():
-            raise VectorSyncError(f"{left} index entries could not be applied; they stay queued and are retried")
+        tried: dict[str, set[int]] = {index.name: set() for index in self.indexes}
+        seen: set[int] = set()
+        while True:
+            for index in self.indexes:
+                while self._replay(index, tried[index.name]):
+                    continue
+            left = self.waiting()
+            if not left:
+                return
+            if left <= seen:
+                raise VectorSyncError(
+                    f"{len(left)} index entries could not be applied; they stay queued and are retried"
+                )
+            seen |= left  # some may have come since, such as from texts that the thread has embedded beside us
 
     def mend(
         self, index: VectorIndex, missing: Sequence[str], orphaned: Sequence[str], unembedded: Sequence[Draft]

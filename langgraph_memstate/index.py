@@ -195,6 +195,8 @@ class VectorIndex:
         meta = reader.index_meta(self.name)
         if meta is None or self.hook is None or meta.generation == self._generation:
             return True
+        if meta.generation < self._generation:
+            return False  # a snapshot from before it was started anew here
         if self.hook.capabilities.multiprocess:
             self.state = None
         elif not self.is_taken:

@@ -51,10 +51,11 @@ def traces(folder: Path, *needles: bytes) -> list[str]:
 def left_over(database: Path, *needles: bytes) -> list[str]:
     """The same, but for what Chroma does not write on purpose.
 
-    It makes room for a hundred vectors and writes that to the file as malloc hands it out, with whatever this process
+    It makes room for a hundred vectors and writes that to its files as malloc hands it out, with whatever this process
     had there before.
     """
-    return [name for name in traces(database.parent, *needles) if not name.endswith("data_level0.bin")]
+    as_malloc_left_it = ("data_level0.bin", "length.bin")
+    return [name for name in traces(database.parent, *needles) if not name.endswith(as_malloc_left_it)]
 
 
 def vectors_of(database: Path, word: str = SECRET) -> list[bytes]:
