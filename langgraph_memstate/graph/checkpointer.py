@@ -134,7 +134,8 @@ class MemStateCheckpointer(ThreadReader):
                 put = self._encode(config, step, None, checkpoint, metadata, new_versions, encoded)
             else:
                 break
-        self._staging.rewound(config)
+        if not step.checkpoint_ns:  # a subgraph may save before the graph around it has committed what it undoes
+            self._staging.rewound(config)
         if ends_step or not pregel.saves_at_exit(config):  # else it ends nothing: such as the root of delta channels
             self._staging.landed(config, step, parent_id, frozenset(draft.version for draft in drafts))
         self._values.landed(step.thread_id, encoded)
