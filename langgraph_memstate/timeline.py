@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -141,18 +141,26 @@ def _lanes(heads: Sequence[StoredHead]) -> dict[str, int]:
 
 def _step(head: StoredHead, lanes: dict[str, int], current: set[str], facts: Sequence[LogEntry]) -> TimelineStep:
     metadata = metadata_of(head)
+    rollback = rollback_of(metadata)
     id_ = head.step.checkpoint_id
     return TimelineStep(
         checkpoint_id=id_,
         parent_id=head.parent_id,
         step=metadata.get("step", 0),
-        source="rollback" if "rollback" in metadata else str(metadata.get("source")),
+        source=str(metadata.get("source")) if rollback is None else "rollback",
         ts=head.ts,
         lane=lanes[id_],
         current=id_ in current,
         facts=tuple(facts),
-        rolled_back=(metadata.get("rollback") or {}).get("from"),
+        rolled_back=None if rollback is None else rollback["from"],
     )
+
+
+def rollback_of(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a checkpoint says of the rollback that made it; a config's own metadata may have the same name."""
+    found = metadata.get("rollback")
+    ours = metadata.get("source") == "fork" and isinstance(found, dict) and found.keys() == {"from", "to", "source"}
+    return found if ours else None
 
 
 def metadata_of(stored: StoredHead) -> dict[str, Any]:

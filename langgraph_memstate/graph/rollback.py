@@ -7,7 +7,7 @@ history, what was undone stays on record beside it, and one more rollback goes f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -21,7 +21,7 @@ from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.moments import find_checkpoint
 from langgraph_memstate.storage.base import Blob, PutCheckpoint, Reader, StepKey, StoredHead
-from langgraph_memstate.timeline import metadata_of
+from langgraph_memstate.timeline import metadata_of, rollback_of
 from langgraph_memstate.undo import RollbackPlan, RollbackRequest, plan_undo
 
 _ROOT = ""
@@ -95,15 +95,8 @@ def step_before(chain: Iterator[StoredHead], steps: int) -> tuple[StoredHead | N
 
 def is_before_first(checkpoint: StoredHead) -> bool:
     """Whether a checkpoint is the empty state that a rollback of all steps left."""
-    rollback = _rollback_of(metadata_of(checkpoint))
+    rollback = rollback_of(metadata_of(checkpoint))
     return rollback is not None and rollback["source"] is None  # also of a twin of that
-
-
-def _rollback_of(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a twin says of the rollback that made it; a config's own metadata may have the same name."""
-    found = metadata.get("rollback")
-    ours = metadata.get("source") == "fork" and isinstance(found, dict) and found.keys() == {"from", "to", "source"}
-    return found if ours else None
 
 
 def _check_first(checkpoint: StoredHead) -> None:
@@ -134,7 +127,7 @@ def _before_turns(chain: Iterator[StoredHead], turns: int) -> tuple[StoredHead |
 def begins_turn(checkpoint: StoredHead, parent: StoredHead | None) -> bool:
     """Whether a checkpoint is a new input, or the end of a run that saved at exit alone, steps after its parent."""
     metadata = metadata_of(checkpoint)
-    source = (_rollback_of(metadata) or metadata).get("source")
+    source = (rollback_of(metadata) or metadata).get("source")
     if source == "loop":
         step = metadata.get("step", 0)
         return parent is None or step > metadata_of(parent).get("step", step) + 1
@@ -163,7 +156,7 @@ def _before_first(reader: Reader, head: StoredHead) -> int:
         RollbackError: that was pruned, and only the twin is left that a rollback made of it.
     """
     *_, first = reader.ancestors(*head.step)
-    while (rollback := _rollback_of(metadata_of(first))) is not None:
+    while (rollback := rollback_of(metadata_of(first))) is not None:
         original = next(reader.ancestors(*first.step[:2], rollback["to"]), None)
         if original is None:
             raise _pruned(first)
@@ -184,21 +177,18 @@ def _before_first(reader: Reader, head: StoredHead) -> int:
 
 def _twin(step: StepKey, target: StoredHead | None, *, undone: StoredHead) -> PutCheckpoint:
     """The target's state as a checkpoint of its own, above the one that is undone."""
-    metadata: dict[str, Any] = {"source": "fork", "step": -2, "parents": {}}
-    if target is not None:
-        metadata = {**metadata_of(target), "source": "fork"}
-    original = None if target is None else metadata_of(target)
-    metadata["rollback"] = {
+    original: dict[str, Any] = {"step": -2, "parents": {}} if target is None else metadata_of(target)
+    rollback = {
         "from": undone.step.checkpoint_id,
         "to": None if target is None else target.step.checkpoint_id,
-        "source": None if original is None else (_rollback_of(original) or original).get("source"),
+        "source": (rollback_of(original) or original).get("source"),
     }
     return PutCheckpoint(
         step=step,
         parent_id=None if target is None else target.parent_id,
         ts=datetime.now(UTC).isoformat(),
         head=_empty_head() if target is None else target.head,
-        metadata=json.dumps(metadata),
+        metadata=json.dumps({**original, "source": "fork", "rollback": rollback}),
         run_id=None,
         manifest={} if target is None else target.manifest,
         values={},
