@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from langgraph_memstate.graph.rewind import HeadOf
 from langgraph_memstate.storage.base import Reader, StepKey, StoredHead
 from langgraph_memstate.timeline import metadata_of
-
-HeadOf = Callable[[StoredHead], Mapping[str, Any]]
 
 
 def prunable(reader: Reader, head_of: HeadOf, thread_id: str) -> tuple[StepKey, ...]:
