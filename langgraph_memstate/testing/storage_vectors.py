@@ -157,6 +157,17 @@ class VectorContract:
             ids = [one.id for one in outbox(reader)]
         assert row.id not in ids
 
+    def test_an_entry_that_was_replaced_gives_its_id_to_no_other(self, storage: Storage) -> None:
+        """Who applies entries confirms them by their ids later, when others may have taken their place."""
+        self.fill(storage, "a", "b", "c", deferred=True)
+        with storage.snapshot() as reader:
+            *confirmed, applied = outbox(reader)
+        commit(storage, OutboxDone(tuple(confirmed)))
+        commit(storage, Append((delete("c"),), (INDEX,)))
+        others = self.fill(storage, "d", "e", "f", deferred=True)
+        commit(storage, OutboxDone((applied,)))
+        assert [id_ for op, id_ in entries(storage) if op == "upsert"] == others
+
     def test_what_was_removed_and_is_current_again_is_looked_at(self, storage: Storage) -> None:
         (a,) = self.fill(storage, "a")
         commit(storage, QueueIndex(INDEX, (), (a, "prepared")))

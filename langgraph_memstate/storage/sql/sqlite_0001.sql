@@ -180,8 +180,9 @@ CREATE TABLE vectors (
 ) STRICT;
 CREATE INDEX vectors_by_id ON vectors (vector_id, index_name);
 
+-- An id is never given twice: who has applied an entry names it by its id, and it may have been replaced meanwhile.
 CREATE TABLE outbox (
-    id         INTEGER PRIMARY KEY,
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
     index_name TEXT NOT NULL,
     op         TEXT NOT NULL CHECK (op IN ('upsert', 'delete', 'embed')),
     vector_id  TEXT NOT NULL,
