@@ -12,7 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from langgraph_memstate.errors import StorageClosedError
@@ -69,6 +69,13 @@ class Writer:
                 self._unsettled -= 1
         if outcome is not None:
             raise outcome
+
+    def alone(self, call: Callable[[], None]) -> None:
+        """Run something while nothing is written."""
+        with self._lock:
+            self._check_open()
+        with self._turn:
+            call()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import chromadb
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.store.base import PutOp
 from pydantic import BaseModel, Field, field_validator
 
@@ -807,3 +809,29 @@ async def test_opening_and_hooks_have_async_twins(database: Path) -> None:
     async with await MemoryStore.aopen(database) as memory:
         with pytest.raises(IndexConfigError):
             await memory.aadd_hook(ChromaSyncHook(chromadb.EphemeralClient(), "twins"))
+
+
+# -- upkeep --------------------------------------------------------------------------------------------------------
+
+
+def test_vacuum_gives_the_space_of_deleted_threads_back(url: str) -> None:
+    with MemoryStore.open(url) as memory:
+        for thread in range(20):
+            save(memory, str(thread), random.Random(thread).randbytes(10_000).hex())
+        memory.commit(Fact(type="note", payload={"text": "stays"}))
+        full = memory.stats()
+        memory.prune([str(thread) for thread in range(20)], strategy="delete")
+        memory.vacuum()
+        left = memory.stats()
+        assert left["checkpoints"] == left["channel_values"] == 0
+        assert left.bytes["channel_values"] == 0 < full.bytes["channel_values"]
+        assert left.bytes["total"] < full.bytes["total"]
+        assert [fact.payload["text"] for fact in memory.query("note")] == ["stays"]
+
+
+def save(memory: MemoryStore, thread_id: str, value: str) -> None:
+    checkpoint = empty_checkpoint()
+    checkpoint["channel_values"] = {"text": value}
+    checkpoint["channel_versions"] = {"text": "1"}
+    config: Any = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+    memory.checkpointer.put(config, checkpoint, {"source": "update", "step": 0}, {"text": "1"})

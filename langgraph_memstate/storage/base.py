@@ -17,6 +17,11 @@ from langgraph_memstate.facts import Draft, IndexPaths, LogEntry, Namespace, Pat
 from langgraph_memstate.filters import Condition, equal
 
 EXACT = "exact"  # the name of an index without a vector database: searched in SQL, nothing follows it
+TABLES = (
+    "checkpoints", "channel_values", "lists", "elements", "writes", "staged", "facts", "items", "vectors", "embeddings",
+    "outbox", "prepared",
+)  # fmt: skip
+"""What a storage counts, by the names that `MemoryStore.stats` shows."""
 
 # -- values -----------------------------------------------------------------------------------------
 
@@ -626,7 +631,11 @@ class Reader(ABC):
 
     @abstractmethod
     def counts(self) -> dict[str, int]:
-        """Rows by table."""
+        """Rows by table (`TABLES`)."""
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by table, without indexes, and ``"total"``: what the whole database takes. Empty where unknown."""
+        return {}
 
 
 class Snapshots(Protocol):
@@ -665,6 +674,10 @@ class Storage(ABC):
 
     def scrub(self) -> None:
         """Leave no copy of what was erased behind. Nothing to do where deleting leaves none."""
+        return
+
+    def vacuum(self) -> None:
+        """Give the space of what was deleted back to the disk. Called while nothing is written."""
         return
 
     @abstractmethod

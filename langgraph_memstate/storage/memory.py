@@ -34,6 +34,10 @@ class InMemoryStorage(SQLiteStorage):
     def scrub(self) -> None:
         return  # there is no file
 
+    def vacuum(self) -> None:
+        with self._turn:
+            super().vacuum()
+
     def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
         with self._turn:
             return super().apply(commits)

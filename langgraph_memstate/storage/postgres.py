@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
+from typing import LiteralString
 from uuid import uuid4
 
 try:
@@ -31,7 +32,7 @@ from langgraph_memstate.errors import (
     StorageError,
     TransientError,
 )
-from langgraph_memstate.storage.base import Commit, Reader, Storage
+from langgraph_memstate.storage.base import TABLES, Commit, Reader, Storage
 from langgraph_memstate.storage.postgres_link import Connection, Pool, connect, is_lost, run, storage_error
 from langgraph_memstate.storage.postgres_read import PostgresReader
 from langgraph_memstate.storage.postgres_write import lock, lock_key, run_op
@@ -325,25 +326,21 @@ class PostgresStorage(Storage):
 
     def scrub(self) -> None:
         """Let the server reuse the space of what was erased. Its write-ahead log, and backups, are its owner's."""
+        self._vacuum("VACUUM {}.{}", "freeing erased rows")
+
+    def vacuum(self) -> None:
+        """Give free space back to the disk. Each table is locked while it is written anew."""
+        self._vacuum("VACUUM (FULL, ANALYZE) {}.{}", "vacuuming")
+
+    def _vacuum(self, command: LiteralString, doing: str) -> None:
         self._check_open()
-        tables = (
-            "facts",
-            "items",
-            "staged",
-            "embeddings",
-            "vectors",
-            "outbox",
-            "checkpoints",
-            "channel_values",
-            "writes",
-        )
         schema = sql.Identifier(self._schema)
         try:
             with connect(self._conninfo) as conn:
-                for table in tables:
-                    conn.execute(sql.SQL("VACUUM {}.{}").format(schema, sql.Identifier(table)))
+                for table in TABLES:
+                    conn.execute(sql.SQL(command).format(schema, sql.Identifier(table)))
         except psycopg.Error as error:
-            raise storage_error(error, "freeing erased rows") from error
+            raise storage_error(error, doing) from error
 
     def close(self) -> None:
         with self._lock:

@@ -26,6 +26,7 @@ from langgraph_memstate.facts import (
 from langgraph_memstate.filters import Condition
 from langgraph_memstate.storage import postgres_values as values
 from langgraph_memstate.storage.base import (
+    TABLES,
     AncestorWrite,
     Blob,
     Claim,
@@ -450,13 +451,16 @@ class PostgresReader(Reader):
         return None if row is None else PutIndexMeta(*row)
 
     def counts(self) -> dict[str, int]:
-        tables = (
-            "checkpoints", "channel_values", "lists", "elements", "writes", "staged", "facts", "items", "vectors",
-            "embeddings", "outbox", "prepared",
-        )  # fmt: skip
-        row = self._one("SELECT " + ", ".join(f"(SELECT count(*) FROM {table})" for table in tables))
+        row = self._one("SELECT " + ", ".join(f"(SELECT count(*) FROM {table})" for table in TABLES))
         assert row is not None
-        return dict(zip(tables, row, strict=True))
+        return dict(zip(TABLES, row, strict=True))
+
+    def sizes(self) -> dict[str, int]:
+        each = [f"(SELECT coalesce(sum(pg_column_size({table}.*)), 0)::bigint FROM {table})" for table in TABLES]
+        each.append("(" + " + ".join(f"pg_total_relation_size('{table}')" for table in TABLES) + ")")
+        row = self._one("SELECT " + ", ".join(each))
+        assert row is not None
+        return dict(zip((*TABLES, "total"), row, strict=True))
 
 
 def _unpacked(step: StepKey, stored: object) -> bytes:

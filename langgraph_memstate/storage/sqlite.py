@@ -298,6 +298,14 @@ class SQLiteStorage(Storage):
         if busy:
             logger.warning("%s: others are reading; the write-ahead log is emptied once they are done", self._path)
 
+    def vacuum(self) -> None:
+        conn = self._open_writer()
+        try:
+            conn.execute("VACUUM")
+        except sqlite3.Error as error:
+            raise storage_error(error, "vacuuming") from error
+        self.scrub()
+
     def close(self) -> None:
         with self._lock:
             readers, self._readers = self._readers, []

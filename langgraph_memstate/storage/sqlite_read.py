@@ -23,6 +23,7 @@ from langgraph_memstate.facts import (
 from langgraph_memstate.filters import Condition
 from langgraph_memstate.storage import sqlite_values
 from langgraph_memstate.storage.base import (
+    TABLES,
     AncestorWrite,
     Blob,
     Claim,
@@ -438,15 +439,20 @@ class SQLiteReader(Reader):
         return None if row is None else PutIndexMeta(*row)
 
     def counts(self) -> dict[str, int]:
-        tables = (
-            "checkpoints", "channel_values", "lists", "elements", "writes", "staged", "facts", "items", "vectors",
-            "embeddings", "outbox", "prepared",
-        )  # fmt: skip
+        return {table: self._number(f"SELECT count(*) FROM {table}") for table in TABLES}
+
+    def sizes(self) -> dict[str, int]:
         found = {}
-        for table in tables:
-            row = self._one(f"SELECT count(*) FROM {table}")
-            found[table] = int(row[0]) if row else 0
+        for table in TABLES:
+            columns = (name for (name,) in self._rows("SELECT name FROM pragma_table_info(?)", table))
+            lengths = " + ".join(f'coalesce(length(CAST("{column}" AS BLOB)), 0)' for column in columns)
+            found[table] = self._number(f"SELECT coalesce(sum({lengths}), 0) FROM {table}")
+        found["total"] = self._number("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
         return found
+
+    def _number(self, query: str) -> int:
+        row = self._one(query)
+        return int(row[0]) if row else 0
 
 
 def _unpacked(step: StepKey, stored: object) -> bytes:

@@ -19,6 +19,7 @@ import pytest
 
 from langgraph_memstate.errors import CommitRaced, StorageClosedError, StorageError, TransientError
 from langgraph_memstate.storage.base import (
+    TABLES,
     Append,
     Blob,
     Commit,
@@ -286,6 +287,28 @@ class StorageContract(LogContract, CheckpointContract, VectorContract):
         finally:
             for storage in storages:
                 storage.close()
+
+    # -- upkeep -------------------------------------------------------------------------------------
+
+    def test_sizes_are_of_rows_and_follow_them(self, storage: Storage) -> None:
+        with storage.snapshot() as reader:
+            empty = reader.sizes()
+        if not empty:
+            return  # this storage does not tell
+        assert empty.keys() == {*TABLES, "total"}
+        append(storage, *(put(f"{number}", {"text": "x" * 1000}) for number in range(20)))
+        with storage.snapshot() as reader:
+            sizes = reader.sizes()
+        assert sizes["facts"] > empty["facts"]
+        assert sizes["items"] > empty["items"]
+        assert sizes["checkpoints"] == empty["checkpoints"]
+        assert sizes["total"] >= sum(size for table, size in sizes.items() if table != "total") // 2
+
+    def test_vacuum_loses_nothing(self, filled: Storage) -> None:
+        before = _everything(filled)
+        filled.vacuum()
+        assert _everything(filled) == before
+        append(filled, put("after"))
 
 
 def _everything(storage: Storage) -> object:
