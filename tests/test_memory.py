@@ -34,6 +34,7 @@ from langgraph_memstate.errors import (
 )
 from langgraph_memstate.hooks.base import IndexSpec, IndexState, SyncHook, Vector, VectorRecord
 from langgraph_memstate.hooks.chroma import ChromaSyncHook
+from langgraph_memstate.storage import sqlite_read
 
 
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
@@ -835,3 +836,24 @@ def save(memory: MemoryStore, thread_id: str, value: str) -> None:
     checkpoint["channel_versions"] = {"text": "1"}
     config: Any = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
     memory.checkpointer.put(config, checkpoint, {"source": "update", "step": 0}, {"text": "1"})
+
+
+# -- order ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recent", [1, 2, 3, 7, 50])
+def test_the_latest_come_first_wherever_they_are_looked_for(
+    file_memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, recent: int
+) -> None:
+    monkeypatch.setattr(sqlite_read, "_RECENT", recent)
+    dice = random.Random(recent)
+    for number in range(40):
+        file_memory.store.put(("a" if dice.random() < 0.5 else "b", "x"), str(dice.randrange(12)), {"n": number})
+    for prefix in ((), ("a",), ("b", "x"), ("c",)):
+        log = [entry for entry in file_memory.log() if entry.namespace[: len(prefix)] == prefix]
+        latest = {(entry.namespace, entry.key): entry.value or {} for entry in log}
+        ordered = sorted(latest.values(), key=lambda value: int(value["n"]), reverse=True)
+        assert [item.value for item in file_memory.store.search(prefix, limit=100)] == ordered
+        assert [item.value for item in file_memory.store.search(prefix, limit=3, offset=2)] == ordered[2:5]
+        found = file_memory.store.search(prefix, filter={"n": {"$gt": 10}}, limit=100)
+        assert [item.value for item in found] == [value for value in ordered if value["n"] > 10]

@@ -60,6 +60,7 @@ _NAMESPACES = (
     "SELECT (SELECT min(ns) FROM items WHERE ns > found.ns AND ns < :high) FROM found WHERE found.ns IS NOT NULL) "
     f"SELECT ns FROM found WHERE EXISTS (SELECT 1 FROM items WHERE items.ns = found.ns AND {_LIVE})"
 )
+_RECENT = 2_000  # sequences; reading so many takes about as long as finding out that it was in vain
 _COMPARISONS = {"=": "=", ">=": ">=", "<=": "<="}
 _ORIGIN = frozenset(field.name for field in fields(Origin))
 _PAST = (
@@ -218,11 +219,26 @@ class SQLiteReader(Reader):
 
     def items(self, prefix: Sequence[str], now: float, conditions: Sequence[Condition] = ()) -> Iterator[Record]:
         also, operands = _narrowed(conditions)
-        rows = self._item_rows(
-            f"SELECT {ITEM} FROM {self._items} WHERE {_UNDER} AND {_LIVE} {also} ORDER BY items.seq DESC",
-            now=now, **_range(prefix), **operands,
+        wanted = f"{_UNDER} AND {_LIVE} {also}"
+        recent = self._recent(prefix) if self._seq is None else None
+        if recent is None:
+            queries = [f"SELECT {ITEM} FROM {self._items} WHERE {wanted} ORDER BY items.seq DESC"]
+        else:
+            queries = [
+                f"SELECT {ITEM} FROM items INDEXED BY items_by_seq WHERE items.seq > :recent AND {wanted} "
+                "ORDER BY items.seq DESC",
+                f"SELECT {ITEM} FROM items WHERE +items.seq <= :recent AND {wanted} ORDER BY +items.seq DESC",
+            ]
+        for query in queries:
+            yield from map(record_of, self._item_rows(query, now=now, recent=recent, **_range(prefix), **operands))
+
+    def _recent(self, prefix: Sequence[str]) -> int | None:
+        """The sequence after which to look first for the latest items of a prefix that has many: all need sorting."""
+        ((many, last),) = self._item_rows(
+            f"SELECT (SELECT count(*) FROM (SELECT 1 FROM items WHERE {_UNDER} LIMIT {_RECENT})) = {_RECENT}, "
+            "(SELECT max(seq) FROM items)", **_range(prefix),
         )  # fmt: skip
-        yield from map(record_of, rows)
+        return last - _RECENT if many else None
 
     def namespaces(self, prefix: Sequence[str], now: float) -> list[Namespace]:
         past = f"SELECT DISTINCT items.ns FROM {_PAST} WHERE {_UNDER} AND {_LIVE}"
