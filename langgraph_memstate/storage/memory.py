@@ -36,7 +36,7 @@ class InMemoryStorage(SQLiteStorage):
 
     def vacuum(self) -> None:
         with self._turn:
-            super().vacuum()
+            self._open_writer().execute("VACUUM")
 
     def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
         with self._turn:

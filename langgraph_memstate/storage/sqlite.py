@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -32,6 +33,7 @@ logger = logging.getLogger("langgraph_memstate")
 
 APPLICATION_ID = 0x4D656D53  # "MemS", in the file's header
 MIGRATIONS = ("sqlite_0001.sql",)
+_NAP = 0.0002, 0.0018  # seconds between two tries to get the write lock
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 _OF_ONE_COMMIT = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError)  # the transaction goes on
 
@@ -91,6 +93,7 @@ class SQLiteStorage(Storage):
             writer = self._connect()
             try:
                 store_id = self._migrate(writer)
+                writer.execute("PRAGMA busy_timeout=0")  # see _begin
             except BaseException:
                 writer.close()
                 raise
@@ -196,7 +199,7 @@ class SQLiteStorage(Storage):
 
     def _apply_together(self, conn: sqlite3.Connection, commits: Sequence[Commit]) -> list[BaseException | None]:
         outcomes: list[BaseException | None] = []
-        conn.execute("BEGIN IMMEDIATE")
+        self._begin(conn)
         try:
             for commit in commits:
                 outcomes.append(self._apply_one(conn, commit, alone=len(commits) == 1))
@@ -206,6 +209,23 @@ class SQLiteStorage(Storage):
             self._rollback(conn)
             raise
         return outcomes
+
+    def _begin(self, conn: sqlite3.Connection) -> None:
+        """Take the write lock.
+
+        SQLite's own waiting sleeps longer each time, up to 0.1 s, so that whoever has waited longest is least likely to
+        be next. Here all ask as often.
+        """
+        deadline = time.monotonic() + self._busy_timeout
+        while True:
+            try:
+                conn.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                    raise
+                time.sleep(random.uniform(*_NAP))
+            else:
+                return
 
     def _apply_one(self, conn: sqlite3.Connection, commit: Commit, *, alone: bool) -> BaseException | None:
         """Run one commit, under a savepoint unless it is alone. Errors that end the transaction itself are raised."""
@@ -299,9 +319,10 @@ class SQLiteStorage(Storage):
             logger.warning("%s: others are reading; the write-ahead log is emptied once they are done", self._path)
 
     def vacuum(self) -> None:
-        conn = self._open_writer()
+        self._check_open()
         try:
-            conn.execute("VACUUM")
+            with closing(self._connect()) as conn:
+                conn.execute("VACUUM")
         except sqlite3.Error as error:
             raise storage_error(error, "vacuuming") from error
         self.scrub()
