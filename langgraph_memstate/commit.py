@@ -1,8 +1,8 @@
 """The writer: one commit or group of commits at a time, many waiting callers that share a transaction.
 
 A caller that finds nothing waiting lands its commit itself: handing it to another thread and back takes as long as the
-sync. What comes meanwhile waits in a queue, and a thread lands all that is waiting in one transaction, a savepoint
-each, so that concurrent callers share one fsync (group commit, DeWitt et al. 1984). A call returns, and a future
+sync. What comes meanwhile waits in a queue, and a thread lands all that is waiting in one transaction, each whole or
+not at all, so that concurrent callers share one fsync (group commit, DeWitt et al. 1984). A call returns, and a future
 resolves, only after the transaction is durable. LangGraph saves the writes of a task in the background and, soon after
 that of the last one, the step: such writes wait for each other and for their step, where that has paid off.
 """

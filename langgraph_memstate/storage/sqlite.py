@@ -189,7 +189,10 @@ class SQLiteStorage(Storage):
     def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
         conn = self._open_writer()
         try:
-            return self._apply_together(conn, commits)
+            outcomes = self._apply_together(conn, commits, apart=False)
+            if len(commits) == 1 or all(outcome is None for outcome in outcomes):
+                return outcomes
+            return self._apply_together(conn, commits, apart=True)  # one is to blame, and the others are to land
         except sqlite3.Error as error:
             self._rollback(conn)
             if len(commits) == 1:
@@ -197,14 +200,18 @@ class SQLiteStorage(Storage):
         # The shared transaction is gone. One commit may be to blame, so each gets its own.
         return [outcome for commit in commits for outcome in self.apply((commit,))]
 
-    def _apply_together(self, conn: sqlite3.Connection, commits: Sequence[Commit]) -> list[BaseException | None]:
+    def _apply_together(
+        self, conn: sqlite3.Connection, commits: Sequence[Commit], *, apart: bool
+    ) -> list[BaseException | None]:
+        """Run commits in one transaction: each `apart` from the others, or nothing lands once one fails."""
         outcomes: list[BaseException | None] = []
         self._begin(conn)
         try:
             for commit in commits:
-                outcomes.append(self._apply_one(conn, commit, alone=len(commits) == 1))
-            if conn.in_transaction:
-                conn.execute("COMMIT")
+                outcomes.append(self._apply_one(conn, commit, apart=apart))
+                if not conn.in_transaction:
+                    return outcomes
+            conn.execute("COMMIT")
         except BaseException:
             self._rollback(conn)
             raise
@@ -227,9 +234,9 @@ class SQLiteStorage(Storage):
             else:
                 return
 
-    def _apply_one(self, conn: sqlite3.Connection, commit: Commit, *, alone: bool) -> BaseException | None:
-        """Run one commit, under a savepoint unless it is alone. Errors that end the transaction itself are raised."""
-        if not alone:
+    def _apply_one(self, conn: sqlite3.Connection, commit: Commit, *, apart: bool) -> BaseException | None:
+        """Run one commit. If it fails, it alone is taken back, or else the transaction; what breaks that is raised."""
+        if apart:
             conn.execute("SAVEPOINT one")
         try:
             for op in commit:
@@ -237,17 +244,17 @@ class SQLiteStorage(Storage):
         except Exception as error:
             if isinstance(error, sqlite3.Error) and not isinstance(error, _OF_ONE_COMMIT):
                 raise
-            if alone:
-                self._rollback(conn)
-            else:
+            if apart:
                 conn.execute("ROLLBACK TO one")
                 conn.execute("RELEASE one")
+            else:
+                self._rollback(conn)
             if isinstance(error, MemStateError):
                 return error
             failure = StorageError(f"a value does not fit the database: {error!r}")
             failure.__cause__ = error
             return failure
-        if not alone:
+        if apart:
             conn.execute("RELEASE one")
         return None
 
