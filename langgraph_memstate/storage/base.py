@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from langgraph_memstate.facts import Draft, IndexPaths, LogEntry, Namespace, Pattern, Record
 from langgraph_memstate.filters import Condition, equal
+from langgraph_memstate.storage.tables import Row
 
 EXACT = "exact"  # the name of an index without a vector database: searched in SQL, nothing follows it
 
@@ -422,11 +423,27 @@ class DeleteCheckpoints:
     steps: tuple[StepKey, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Take over rows of another storage as they are, in a form that `tables` describes; numbers that the storage gives
+    out by itself go on after theirs. Nothing else follows from them, and none of them is there: but in `meta`, where
+    they replace those of the same key.
+    """
+
+    table: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Empty every table but `meta`: a copy that was never finished is begun again."""
+
+
 Op = (
     PutCheckpoint | PutWrites | DropWrites | Stage | Unstage | Drain | Append | CheckUnchanged | CheckUnique
     | PutEmbeddings | PutVectors | Prepare | Settle
     | OutboxDone | OutboxFailed | QueueIndex | RebuildIndex | PutIndexMeta | Touch | DeleteThread | DeleteRuns
-    | CopyThread | DeleteCheckpoints | Expect | Forget
+    | CopyThread | DeleteCheckpoints | Expect | Forget | Load | Clear
 )  # fmt: skip
 
 Commit = tuple[Op, ...]
@@ -628,6 +645,10 @@ class Reader(ABC):
     def counts(self) -> dict[str, int]:
         """Rows by table."""
 
+    @abstractmethod
+    def dump(self, table: str) -> Iterator[Row]:
+        """Every row of a table that `tables` describes, by its key: texts by code point, bytes by value."""
+
 
 class Snapshots(Protocol):
     """What can be read at one moment."""
@@ -654,6 +675,10 @@ class Storage(ABC):
     @abstractmethod
     def open(self) -> str:
         """Connect, migrate, and return the id this database keeps for life."""
+
+    def exists(self) -> bool:
+        """Whether `open` finds a database rather than making one; asked before. True where that is not known."""
+        return True
 
     @abstractmethod
     def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:

@@ -89,6 +89,14 @@ class PostgresStorage(Storage):
 
     # -- opening ------------------------------------------------------------------------------------
 
+    def exists(self) -> bool:
+        query = "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = 'meta'"
+        try:
+            with connect(self._conninfo) as conn:
+                return run(conn, query, self._schema).fetchone() is not None
+        except psycopg.Error as error:
+            raise _unreachable(error) from error
+
     def open(self) -> str:
         if self._pool is not None:
             raise StorageError("this storage is open already; one memory owns one storage")
@@ -96,8 +104,7 @@ class PostgresStorage(Storage):
         try:
             conn = connect(self._conninfo)
         except psycopg.Error as error:
-            text = str(error).strip().partition("\n")[0]
-            raise DatabaseOpenError(f"PostgreSQL cannot be reached, or refuses: {text}") from error
+            raise _unreachable(error) from error
         try:
             store_id = self._migrate(conn)
         except psycopg.Error as error:
@@ -352,3 +359,8 @@ class PostgresStorage(Storage):
             return  # in a fork: the connections are the parent's
         pool.close()
         self._drop_writer()
+
+
+def _unreachable(error: psycopg.Error) -> DatabaseOpenError:
+    text = str(error).strip().partition("\n")[0]
+    return DatabaseOpenError(f"PostgreSQL cannot be reached, or refuses: {text}")

@@ -21,7 +21,7 @@ from langgraph_memstate.facts import (
     namespace_range,
 )
 from langgraph_memstate.filters import Condition
-from langgraph_memstate.storage import sqlite_values
+from langgraph_memstate.storage import sqlite_rows, sqlite_values
 from langgraph_memstate.storage.base import (
     AncestorWrite,
     Blob,
@@ -44,6 +44,7 @@ from langgraph_memstate.storage.packing import unpacked
 from langgraph_memstate.storage.rows import COLUMNS, ITEM, LOG, load_paths, log_entry_of, record_of, scored_of
 from langgraph_memstate.storage.sqlite_checks import sought
 from langgraph_memstate.storage.sqlite_write import NOT_LANDED, THIS_STEP
+from langgraph_memstate.storage.tables import Row
 
 _HEAD = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, head_type, head, metadata, manifest"
 _VECTOR = "vectors.vector_id, vectors.ord, embeddings.vector"
@@ -447,6 +448,9 @@ class SQLiteReader(Reader):
             row = self._one(f"SELECT count(*) FROM {table}")
             found[table] = int(row[0]) if row else 0
         return found
+
+    def dump(self, table: str) -> Iterator[Row]:
+        return sqlite_rows.dump(self._conn, table)
 
 
 def _unpacked(step: StepKey, stored: object) -> bytes:
