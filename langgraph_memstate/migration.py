@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
-from langgraph_memstate.errors import MigrationError, UnfinishedCopyError
+from langgraph_memstate.errors import MemStateError, MigrationError, UnfinishedCopyError
 from langgraph_memstate.storage.base import Clear, Commit, Load, Reader, Storage
 from langgraph_memstate.storage.tables import META, MOVED, Row
 from langgraph_memstate.urls import storage_at
@@ -81,6 +81,15 @@ def opened(place: str | Path | Storage, *, existing: bool = False) -> Iterator[t
         yield storage, store_id
     finally:
         storage.close()
+
+
+def is_memory(place: str | Path) -> bool:
+    """Whether there is a memory at a path or URL, and it can be opened."""
+    try:
+        with opened(place, existing=True):
+            return True
+    except MemStateError:
+        return False
 
 
 def check_finished(storage: Storage) -> None:

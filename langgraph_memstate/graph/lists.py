@@ -342,6 +342,12 @@ class Lists:
             raise CorruptRowError("a list lost an element")
 
 
+def version_of(kind: str, blobs: Sequence[Blob], before: ListVersion | None) -> ListVersion:
+    """A list of which only the serialised elements are known, as a version after another one."""
+    elements = tuple(Element(_digest(blob), blob, 1, None, False) for blob in blobs)
+    return ListVersion(kind, elements, before, 0 if before is None else _common(before.elements, elements))
+
+
 def is_worth_splitting(items: Sequence[Any]) -> bool:
     """Whether a list is more than a few atoms."""
     return bool(items) and not (_run_end(items, 0) == len(items) and _is_open(items))
