@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,9 +32,13 @@ class Plan(BaseModel):
     steps: list[str] = []
 
 
+def _merged(left: list[int], right: list[int]) -> list[int]:
+    return sorted({*left, *right})
+
+
 class State(TypedDict, total=False):
     messages: Annotated[list[AnyMessage], add_messages]
-    seen: Annotated[list[int], operator.add]
+    seen: Annotated[list[int], _merged]
     plan: Plan
     note: dict[str, Any]
 

@@ -98,15 +98,18 @@ def is_upstream(url: str | Path) -> bool:
         return False
 
 
-def blob_of(place: str, type_: str | None, content: bytes | None) -> Blob:
+def blob_of(place: str, type_: str | None, content: object) -> Blob:
     """A serialised value.
 
     Raises:
         DeserializationError: it is a pickle, which nobody will read.
+        CorruptRowError: it is no bytes.
     """
     if type_ == "pickle":
         raise DeserializationError(f"{place} is a pickle, which this package neither reads nor stores")
-    return Blob(type_ or "null", bytes(content or b""))
+    if not isinstance(content, bytes | None):
+        raise CorruptRowError(f"{place} holds {type(content).__name__} instead of bytes")
+    return Blob(type_ or "null", content or b"")
 
 
 def place_of(step: StepKey, channel: str) -> str:
