@@ -40,7 +40,7 @@ from langgraph_memstate.storage.base import (
 )
 
 Progress = Callable[[str, int, int], object]
-"""Called with what is imported (``checkpoints`` or ``store``), how many are done, and of how many."""
+"""Called with what is imported (``items`` or ``checkpoints``), how many are done, and of how many."""
 
 _CHECKPOINTS, _ITEMS, _BYTES = 100, 1_000, 4_000_000  # of one commit, at most
 
@@ -68,9 +68,9 @@ def import_langgraph(
         report = on_progress or _silent
         total, done = sum(counts.values()), 0
         for upstream in upstreams:
-            for number, commit in _item_commits(upstream) if "store" in upstream.counts() else ():
+            for number, commit in _item_commits(upstream) if "items" in upstream.counts() else ():
                 _land(storage, commit)
-                report("store", done := done + number, total)
+                report("items", done := done + number, total)
         for upstream in upstreams:
             for number, commit in _checkpoint_commits(upstream) if "checkpoints" in upstream.counts() else ():
                 _land(storage, commit)
@@ -105,10 +105,10 @@ def _land(storage: Storage, commit: Commit) -> None:
 def _check(storage: Storage, counts: dict[str, int]) -> None:
     with storage.snapshot() as reader:
         found = reader.counts()
-    for ours, theirs in (("items", "store"), ("checkpoints", "checkpoints")):
-        if found[ours] != counts.get(theirs, 0):
+    for table in ("items", "checkpoints"):
+        if found[table] != counts.get(table, 0):
             raise MigrationError(
-                f"the import is not complete: {found[ours]} {ours} of {counts.get(theirs, 0)}. Did somebody write to "
+                f"the import is not complete: {found[table]} {table} of {counts.get(table, 0)}. Did somebody write to "
                 "the destination? Run it again: it begins anew"
             )
 

@@ -54,7 +54,7 @@ class Upstream(ABC):
 
     @abstractmethod
     def counts(self) -> dict[str, int]:
-        """Rows of `checkpoints` and of `store`; a table that the database does not have is left out."""
+        """How many `checkpoints` and `items` there are; without those that the database has no table for."""
 
     @abstractmethod
     def checkpoints(self) -> Iterator[UpstreamCheckpoint]:

@@ -80,8 +80,8 @@ class _Postgres(Upstream):
         return {name for (name,) in self._conn.execute(query, (table,))}
 
     def counts(self) -> dict[str, int]:
-        tables = {"checkpoints": self._has_checkpoints, "store": self._has_store}
-        return {table: self._count(table) for table, is_there in tables.items() if is_there}
+        tables = {"checkpoints": ("checkpoints", self._has_checkpoints), "items": ("store", self._has_store)}
+        return {what: self._count(table) for what, (table, is_there) in tables.items() if is_there}
 
     def _count(self, table: str) -> int:
         row = self._conn.execute("SELECT count(*) FROM " + table).fetchone()

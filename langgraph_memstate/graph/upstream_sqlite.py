@@ -57,10 +57,10 @@ class _SQLite(Upstream):
         return {name for (name,) in self._conn.execute("SELECT name FROM pragma_table_info(?)", (table,))}
 
     def counts(self) -> dict[str, int]:
-        tables = {"checkpoints": self._has_checkpoints, "store": self._has_store}
+        tables = {"checkpoints": ("checkpoints", self._has_checkpoints), "items": ("store", self._has_store)}
         return {
-            table: int(self._conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
-            for table, is_there in tables.items()
+            what: int(self._conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+            for what, (table, is_there) in tables.items()
             if is_there
         }
 

@@ -180,7 +180,7 @@ def test_threads_and_memories_of_a_file(
         saver = stack.enter_context(SqliteSaver.from_conn_string(str(sqlite_file)))
         store = stack.enter_context(SqliteStore.from_conn_string(str(sqlite_file)))
         memory = stack.enter_context(MemoryStore.open(url))
-        assert counts == {"checkpoints": memory.stats()["checkpoints"], "store": memory.stats()["items"]}
+        assert counts == {"checkpoints": memory.stats()["checkpoints"], "items": memory.stats()["items"]}
         check_threads(saver, memory)
         check_items(store, memory)
         check_deltas(saver, memory)
@@ -201,7 +201,7 @@ def test_saver_and_store_in_two_files(tmp_path: Path, database: Path, sqlite_fil
         store.setup()
         say(graph_on(saver, store), "one", "hello")
         counts = import_langgraph([threads, f"sqlite:///{memories}"], database)
-        assert counts == {"checkpoints": len(list(saver.list(None))), "store": len(store.search((), limit=100))}
+        assert counts == {"checkpoints": len(list(saver.list(None))), "items": len(store.search((), limit=100))}
     refused(MigrationError, "has checkpoints, and so has a source before it", [threads, sqlite_file], tmp_path / "x.db")
     assert not (tmp_path / "x.db").exists()
 
@@ -379,7 +379,7 @@ def test_threads_and_memories_of_a_server(postgres_url: str, monkeypatch: pytest
         play(saver, store)
         counts = import_langgraph([postgres_url], postgres_url)
         with MemoryStore.open(postgres_url) as memory:
-            assert counts == {"checkpoints": memory.stats()["checkpoints"], "store": memory.stats()["items"]}
+            assert counts == {"checkpoints": memory.stats()["checkpoints"], "items": memory.stats()["items"]}
             check_threads(saver, memory)
             check_items(store, memory)
             check_deltas(saver, memory)
@@ -422,7 +422,7 @@ def test_rows_as_upstream_lays_them_out_on_a_server(postgres_url: str, database:
             row = (task, number, channel, *packed({"sent": number}))
             conn.execute("INSERT INTO checkpoint_writes VALUES ('t', '', '1', %s, %s, %s, %s, %s)", row)
         conn.execute("INSERT INTO store VALUES ('a.b', 'k', '{\"x\": 1.0}', %s, %s, NULL, NULL)", (when, when))
-    assert import_langgraph([postgres_url], database) == {"checkpoints": 2, "store": 1}
+    assert import_langgraph([postgres_url], database) == {"checkpoints": 2, "items": 1}
     with MemoryStore.open(database) as memory:
         newest, oldest = memory.checkpointer.list(config("t"))
         assert oldest.checkpoint["channel_values"] == {"n": 1.0, "messages": [hi], "plan": Plan(title="p")}
@@ -542,7 +542,7 @@ def test_the_command_imports_and_says_what(
     with MemoryStore.open(database) as memory:
         stats = memory.stats()
     assert said.out.startswith("imported in ")
-    assert said.out.endswith(f": {stats['checkpoints']} checkpoints, {stats['items']} store\n")
+    assert said.out.endswith(f": {stats['checkpoints']} checkpoints, {stats['items']} items\n")
     assert said.err.splitlines()[-1] == "100%"
 
 
