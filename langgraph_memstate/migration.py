@@ -174,12 +174,14 @@ class Seal:
     def add(self, row: Row) -> int:
         """Take a row into account; returns about how many bytes it has."""
         self.rows += 1
-        parts = [value if isinstance(value, bytes) else repr(value).encode() for value in row]
-        text = b"".join(parts)
-        shape = [f"{type(value).__name__}{len(part)}" for value, part in zip(row, parts, strict=True)]
-        self._hash.update(" ".join(shape).encode() + b"\n")
+        parts = [value for value in row if isinstance(value, bytes)]
+        if parts:
+            row = tuple((len(value),) if isinstance(value, bytes) else value for value in row)  # type: ignore[misc]
+        text = repr(row).encode()
         self._hash.update(text)
-        return len(text)
+        for part in parts:
+            self._hash.update(part)
+        return len(text) + sum(map(len, parts))
 
     def __str__(self) -> str:
         return self._hash.hexdigest()
