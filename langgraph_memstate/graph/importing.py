@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 from langgraph_memstate.errors import CorruptRowError, MigrationError
 from langgraph_memstate.graph import slices
@@ -170,12 +171,21 @@ def _of_task(write: UpstreamWrite) -> tuple[str, str]:
     return write.task_id, write.task_path
 
 
+class _Last(NamedTuple):
+    """The last value of a channel; of a list that was split, also its items."""
+
+    blob: Blob
+    value_id: str
+    items: Sequence[bytes] = ()
+    version: ListVersion | None = None
+
+
 class _Values:
     """Encodes channel values, each by what it adds to the one before it in the same channel."""
 
     def __init__(self) -> None:
         self._thread_id: str | None = None
-        self._last: dict[tuple[str, str], tuple[Blob, str, ListVersion | None]] = {}
+        self._last: dict[tuple[str, str], _Last] = {}
 
     def put(self, checkpoint: UpstreamCheckpoint) -> PutCheckpoint:
         step = checkpoint.step
@@ -205,20 +215,23 @@ class _Values:
         )
 
     def _value_id(self, place: tuple[str, str], blob: Blob, encoded: Encoded) -> str:
-        before, value_id, parent = self._last.get(place, (None, "", None))
-        if blob == before:
-            return value_id
-        items = slices.items(blob.data) if blob.type == "msgpack" else None
-        if not items or any(map(slices.is_atom, items)):
+        before = self._last.get(place)
+        if before is not None and blob == before.blob:
+            return before.value_id
+        known, parent = ((), None) if before is None else (before.items, before.version)
+        items = slices.items(blob.data, known) if blob.type == "msgpack" else None
+        kept = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], zip(known, items or (), strict=False)))
+        if not items or any(map(slices.is_atom, items[kept:])):
             value_id = blake2b(blob.type.encode() + b"\0" + blob.data, digest_size=16).hexdigest()
             encoded.values[value_id] = blob
-            self._last[place] = (blob, value_id, None)
+            self._last[place] = _Last(blob, value_id)
             return value_id
-        version = version_of("list", [Blob("msgpack", slices.packed_array([item])) for item in items], parent)
+        fresh = [Blob("msgpack", slices.packed_array([item])) for item in items[kept:]]
+        version = version_of("list", parent, kept, fresh)
         encoded.versions.append(version)
-        known = version.chain[0].keep if version.chain else 0
-        encoded.elements |= {
-            element.digest: element.blob for element in version.elements[known:] if element.blob is not None
-        }
-        self._last[place] = (blob, version.value_id, version)
+        stored = version.chain[0].keep if version.chain else 0
+        for element in version.elements[stored:]:
+            if element.blob is not None:
+                encoded.elements[element.digest] = element.blob
+        self._last[place] = _Last(blob, version.value_id, items, version)
         return version.value_id

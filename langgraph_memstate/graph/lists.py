@@ -342,10 +342,11 @@ class Lists:
             raise CorruptRowError("a list lost an element")
 
 
-def version_of(kind: str, blobs: Sequence[Blob], before: ListVersion | None) -> ListVersion:
-    """A list of which only the serialised elements are known, as a version after another one."""
-    elements = tuple(Element(_digest(blob), blob, 1, None, False) for blob in blobs)
-    return ListVersion(kind, elements, before, 0 if before is None else _common(before.elements, elements))
+def version_of(kind: str, before: ListVersion | None, kept: int, blobs: Sequence[Blob]) -> ListVersion:
+    """A list of which only the serialised elements are known: the first `kept` of another version, then these."""
+    old = () if before is None else before.elements[:kept]
+    fresh = (Element(_digest(blob), blob, 1, None, False) for blob in blobs)
+    return ListVersion(kind, (*old, *fresh), before, kept)
 
 
 def is_worth_splitting(items: Sequence[Any]) -> bool:
