@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import resources
 from uuid import uuid4
 
@@ -31,7 +31,7 @@ from langgraph_memstate.errors import (
     StorageError,
     TransientError,
 )
-from langgraph_memstate.storage.base import Commit, Reader, Storage
+from langgraph_memstate.storage.base import Commit, Load, Reader, Storage
 from langgraph_memstate.storage.postgres_link import Connection, Pool, connect, is_lost, run, storage_error
 from langgraph_memstate.storage.postgres_read import PostgresReader
 from langgraph_memstate.storage.postgres_write import lock, lock_key, run_op
@@ -210,7 +210,8 @@ class PostgresStorage(Storage):
         number = self._committed + 1
         is_decided = False
         try:
-            with conn.pipeline():
+            copies = any(isinstance(op, Load) for commit in commits for op in commit)
+            with nullcontext() if copies else conn.pipeline():
                 conn.execute(b"BEGIN")
                 run(conn, _SET, list(self._settings), list(self._settings.values()))
                 lock(conn, self._schema, commits)

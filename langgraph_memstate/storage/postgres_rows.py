@@ -10,29 +10,12 @@ from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
 from langgraph_memstate.storage.rows import as_moved, as_stored, column_names
 from langgraph_memstate.storage.tables import META, MOVED, TABLES, Row, dump_manifest, load_manifest
 
-_TYPES = {
-    "meta": "text text",
-    "facts": "bigint text bigint text text text text text text bigint float8 text float8 text int text text text text "
-    "text text text text float8 float8",
-    "items": "text text text bigint text text float8 float8 float8 float8",
-    "channel_values": "text text text bytea",
-    "lists": "bigint text text text int bigint int bytea",
-    "elements": "bigint text bytea text bytea",
-    "writes": "text text text text int text text text bytea",
-    "staged": "text text text text int text text text text text",
-    "indexes": "text text int bigint",
-    "embeddings": "text bytea bytea",
-    "vectors": "bigint text text int text bytea",
-    "outbox": "bigint text text text text int float8 text",
-}
 _NUMBERED = ("lists", "elements", "vectors", "outbox")  # by the database
 _CHECKPOINT = TABLES["checkpoints"].columns[:-1]  # what follows is two columns here: `channels` and `value_ids`
 
 
 def dump_query(table: str) -> str:
-    columns, key = column_names(TABLES[table])
-    if table == "checkpoints":
-        columns = f"{', '.join(_CHECKPOINT)}, channels, value_ids"
+    columns, key = _columns(table)
     return f"SELECT {columns} FROM {table} ORDER BY {key}"
 
 
@@ -44,32 +27,38 @@ def dumped(table: str, row: Sequence[Any]) -> Row:
 
 
 def load(conn: Connection, op: Load) -> None:
+    """Runs outside of a pipeline, in which PostgreSQL copies nothing."""
     rows = [as_stored(op.table, row) for row in op.rows]
-    if op.table == "checkpoints":
-        _load_checkpoints(conn, rows)
+    if op.table == META:
+        run_rows(
+            conn,
+            "INSERT INTO meta SELECT * FROM {rows} AS notes ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value",
+            "text text",
+            rows,
+        )
         return
-    columns, _ = column_names(TABLES[op.table])
-    run_rows(
-        conn,
-        f"INSERT INTO {op.table} ({columns}) OVERRIDING SYSTEM VALUE SELECT * FROM {{rows}} AS moved"
-        + (" ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value" if op.table == META else ""),
-        _TYPES[op.table],
-        rows,
-    )
+    columns, _ = _columns(op.table)
+    with conn.cursor().copy(f"COPY {op.table} ({columns}) FROM STDIN".encode()) as copy:
+        for row in rows:
+            copy.write_row(_stored(op.table, row))
     if op.table in _NUMBERED and rows:
         last = max(int(row[0] or 0) for row in rows)
         run(conn, "SELECT setval(pg_get_serial_sequence(%s, 'id'), %s::bigint)", op.table, last)
 
 
-def _load_checkpoints(conn: Connection, rows: Sequence[Row]) -> None:
-    marks = ", ".join(["%s"] * (len(_CHECKPOINT) + 2))
-    for *row, manifest in rows:  # an array of arrays would have to be a rectangle
-        channels = load_manifest(manifest)
-        run(
-            conn,
-            f"INSERT INTO checkpoints ({', '.join(_CHECKPOINT)}, channels, value_ids) VALUES ({marks})",
-            *row, list(channels), list(channels.values()),
-        )  # fmt: skip
+def _columns(table: str) -> tuple[str, str]:
+    columns, key = column_names(TABLES[table])
+    if table == "checkpoints":
+        columns = f"{', '.join(_CHECKPOINT)}, channels, value_ids"
+    return columns, key
+
+
+def _stored(table: str, row: Row) -> Sequence[Any]:
+    if table != "checkpoints":
+        return row
+    *rest, manifest = row
+    channels = load_manifest(manifest)
+    return (*rest, list(channels), list(channels.values()))
 
 
 def clear(conn: Connection, op: Clear) -> None:
