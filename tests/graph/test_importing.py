@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
 import subprocess
 import sys
@@ -193,6 +194,40 @@ def test_messages_are_stored_once(sqlite_file: Path, database: Path) -> None:
         elements = memory.stats()["elements"]
         say(graph_on(memory.checkpointer, memory.store), "one", "one more")
         assert memory.stats()["elements"] - elements == 4, "two messages, two sends: the others are known again"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lists_that_change_in_any_way(tmp_path: Path, database: Path, seed: int) -> None:
+    """Versions of one list on two branches: longer, shorter, changed in the middle, of atoms, emptied, as before."""
+    chance = random.Random(seed)
+    path = tmp_path / "lists.db"
+    fresh: list[Callable[[], Any]] = [
+        lambda: AIMessage(str(chance.random()), id="m"),
+        chance.random,
+        lambda: {"n": [1]},
+    ]
+    with SqliteSaver.from_conn_string(str(path)) as saver:
+        steps = [saver.put({"configurable": {"thread_id": "t", "checkpoint_ns": ""}}, empty_checkpoint(), {}, {})]
+        values: list[Any] = []
+        for _ in range(60):
+            make = fresh[min(2, chance.randrange(12))] if chance.random() < 0.2 else fresh[0]
+            place = chance.randint(0, len(values))
+            match chance.randrange(6):
+                case 0:
+                    values = values[:place]
+                case 1:
+                    values = [*values[:place], make(), *values[place + 1 :]]
+                case 2:
+                    values = [*values[:place], make(), *values[place:]]
+                case _:
+                    values = [*values, make(), make()]
+            value: Any = tuple(values) if chance.random() < 0.05 else values
+            checkpoint = empty_checkpoint() | {"channel_values": {"list": value, "other": values[::-1]}}
+            steps.append(saver.put(chance.choice(steps[-2:]), checkpoint, {}, {}))
+        import_langgraph([path], database)
+        with MemoryStore.open(database) as memory:
+            assert list(memory.checkpointer.list(None)) == list(saver.list(None))
+            assert memory.stats()["lists"] > 20
 
 
 def test_saver_and_store_in_two_files(tmp_path: Path, database: Path, sqlite_file: Path) -> None:
