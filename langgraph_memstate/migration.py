@@ -15,13 +15,12 @@ from pathlib import Path
 
 from langgraph_memstate.errors import MemStateError, MigrationError, UnfinishedCopyError
 from langgraph_memstate.storage.base import Clear, Commit, Load, Reader, Storage
-from langgraph_memstate.storage.tables import META, MOVED, Row
+from langgraph_memstate.storage.tables import META, MOVED, UNFINISHED, Row
 from langgraph_memstate.urls import storage_at
 
 Progress = Callable[[str, int, int], object]
 """Called with a table, how many rows are done, and of how many: each counts when it is copied and when verified."""
 
-_MARK = "unfinished"  # key in `meta`
 _ROWS, _BYTES = 2_000, 4_000_000  # of one commit, at most
 
 
@@ -31,9 +30,9 @@ def migrate(
     """Copy a whole memory into a new database; returns the rows of each table.
 
     Sequences, versions, times, provenance, checkpoints and embeddings stay what they are. Who writes to the source
-    meanwhile is not held up, and what is written after the beginning is not in the copy. An index beside SQL is not
-    copied: a hook that is added to the copy builds it from the vectors in SQL. What is called again after it was broken
-    off goes on.
+    meanwhile is not held up (though the write-ahead log of a SQLite source grows), and what is written after the
+    beginning is not in the copy. An index beside SQL is not copied: a hook that is added to the copy builds it from the
+    vectors in SQL. What is called again after it was broken off goes on.
 
     Raises:
         MigrationError: the source has no memory, or the destination has something of its own.
@@ -103,7 +102,7 @@ def check_finished(storage: Storage) -> None:
 def _unfinished(storage: Storage) -> str | None:
     """What a marked database is to become."""
     with storage.snapshot() as reader:
-        return dict(_notes(reader)).get(_MARK) or None
+        return dict(_notes(reader)).get(UNFINISHED) or None
 
 
 def _notes(reader: Reader) -> Iterator[tuple[str, str]]:
@@ -125,13 +124,13 @@ def claim(storage: Storage, what: str) -> bool:
         full = [table for table in MOVED if next(reader.dump(table), None) is not None]
     if full:
         raise MigrationError(f"the destination is a memory of its own (with {', '.join(full)}); choose a new one")
-    _commit(storage, (Load(META, ((_MARK, what),)),))
+    _commit(storage, (Load(META, ((UNFINISHED, what),)),))
     return False
 
 
 def release(storage: Storage) -> None:
     """Take the mark away: everything is there."""
-    _commit(storage, (Load(META, ((_MARK, ""),)),))
+    _commit(storage, (Load(META, ((UNFINISHED, ""),)),))
 
 
 def _commit(storage: Storage, commit: Commit) -> None:

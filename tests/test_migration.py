@@ -19,6 +19,7 @@ from truth import Words
 from langgraph_memstate import Fact, InMemoryStorage, MemoryStore, SQLiteStorage, migration
 from langgraph_memstate.cli import main
 from langgraph_memstate.errors import (
+    CommitRaced,
     DatabaseOpenError,
     MemStateError,
     MigrationError,
@@ -251,6 +252,20 @@ def test_a_copy_that_somebody_wrote_to_is_refused_and_made_anew(source: Path, co
         MemoryStore.open(copy)
     migrate(source, copy)
     assert rows_of(copy) == rows_of(source)
+
+
+def test_of_two_copies_at_once_the_first_to_finish_stays(source: Path, copy: Path, small_batches: None) -> None:
+    calls: list[str] = []
+
+    def finish_first(table: str, done: int, total: int) -> None:
+        calls.append(table)
+        if len(calls) == 5:
+            migrate(source, copy)
+
+    with pytest.raises(CommitRaced, match="the database is finished"):
+        migrate(source, copy, on_progress=finish_first)
+    assert rows_of(copy) == rows_of(source)
+    MemoryStore.open(copy).close()
 
 
 # -- refused ----------------------------------------------------------------------------------------

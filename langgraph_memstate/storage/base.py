@@ -426,7 +426,9 @@ class DeleteCheckpoints:
 @dataclass(frozen=True, slots=True)
 class Load:
     """Take over rows of another storage as they are, in a form that `tables` describes; numbers that the storage gives
-    out by itself go on after theirs. Nothing else follows from them, and none of them is there: but in `meta`, where
+    out by itself go on after theirs. Nothing else follows from them, and none of them is there.
+
+    Only where `meta` says that the database is unfinished, else `CommitRaced`. `meta` itself takes rows at any time;
     they replace those of the same key.
     """
 
@@ -436,7 +438,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Clear:
-    """Empty every table but `meta`: a copy that was never finished is begun again."""
+    """Empty every table but `meta`, which must say that the database is unfinished, else `CommitRaced`."""
 
 
 Op = (

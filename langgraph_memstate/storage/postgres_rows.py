@@ -7,8 +7,8 @@ from typing import Any
 
 from langgraph_memstate.storage.base import Clear, Load
 from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
-from langgraph_memstate.storage.rows import as_moved, as_stored, column_names
-from langgraph_memstate.storage.tables import META, MOVED, TABLES, Row, dump_manifest, load_manifest
+from langgraph_memstate.storage.rows import as_moved, as_stored, check_unfinished, column_names
+from langgraph_memstate.storage.tables import META, MOVED, TABLES, UNFINISHED, Row, dump_manifest, load_manifest
 
 _NUMBERED = ("lists", "elements", "vectors", "outbox")  # by the database
 _CHECKPOINT = TABLES["checkpoints"].columns[:-1]  # what follows is two columns here: `channels` and `value_ids`
@@ -37,6 +37,7 @@ def load(conn: Connection, op: Load) -> None:
             rows,
         )
         return
+    _check_unfinished(conn)
     columns, _ = _columns(op.table)
     with conn.cursor().copy(f"COPY {op.table} ({columns}) FROM STDIN".encode()) as copy:
         for row in rows:
@@ -61,5 +62,10 @@ def _stored(table: str, row: Row) -> Sequence[Any]:
     return (*rest, list(channels), list(channels.values()))
 
 
+def _check_unfinished(conn: Connection) -> None:
+    check_unfinished(run(conn, "SELECT value FROM meta WHERE key = %s", UNFINISHED).fetchone())
+
+
 def clear(conn: Connection, op: Clear) -> None:
+    _check_unfinished(conn)
     run(conn, f"TRUNCATE {', '.join((*MOVED, 'prepared'))} RESTART IDENTITY")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import accumulate, pairwise
 from typing import Any
 
-from langgraph_memstate.errors import CorruptRowError
+from langgraph_memstate.errors import CommitRaced, CorruptRowError
 from langgraph_memstate.facts import IndexPaths, LogEntry, Record, decode_namespace, decode_value
 from langgraph_memstate.storage.base import ScoredRow, StoredList
 from langgraph_memstate.storage.packing import packed, unpacked
@@ -152,3 +152,9 @@ def _with(row: Row, converted: Mapping[int, Callable[[Any], Any]]) -> Row:
 def column_names(table: Table) -> tuple[str, str]:
     """All columns of a table, and those of its key, in SQL."""
     return ", ".join(table.columns), ", ".join(table.columns[: table.key])
+
+
+def check_unfinished(row: Sequence[Any] | None) -> None:
+    """Given what `meta` says about it: a memory that is open to others takes no rows but by its commits."""
+    if row is None or not row[0]:
+        raise CommitRaced("the database is finished: it takes no rows from elsewhere any more")

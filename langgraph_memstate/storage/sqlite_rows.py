@@ -6,8 +6,8 @@ import sqlite3
 from collections.abc import Iterator
 
 from langgraph_memstate.storage.base import Clear, Load
-from langgraph_memstate.storage.rows import as_moved, as_stored, column_names
-from langgraph_memstate.storage.tables import META, MOVED, TABLES, Row
+from langgraph_memstate.storage.rows import as_moved, as_stored, check_unfinished, column_names
+from langgraph_memstate.storage.tables import META, MOVED, TABLES, UNFINISHED, Row
 
 
 def dump(conn: sqlite3.Connection, table: str) -> Iterator[Row]:
@@ -17,6 +17,8 @@ def dump(conn: sqlite3.Connection, table: str) -> Iterator[Row]:
 
 
 def load(conn: sqlite3.Connection, op: Load) -> None:
+    if op.table != META:
+        _check_unfinished(conn)
     columns, _ = column_names(TABLES[op.table])
     marks = ", ".join("?" * len(TABLES[op.table].columns))
     verb = "INSERT OR REPLACE" if op.table == META else "INSERT"
@@ -24,7 +26,12 @@ def load(conn: sqlite3.Connection, op: Load) -> None:
     conn.executemany(f"{verb} INTO {op.table} ({columns}) VALUES ({marks})", rows)
 
 
+def _check_unfinished(conn: sqlite3.Connection) -> None:
+    check_unfinished(conn.execute("SELECT value FROM meta WHERE key = ?", (UNFINISHED,)).fetchone())
+
+
 def clear(conn: sqlite3.Connection, op: Clear) -> None:
+    _check_unfinished(conn)
     # The one deletion of the log there is: what goes is a copy that nobody was able to open.
     (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = 'facts_stay'").fetchone()
     conn.execute("DROP TRIGGER facts_stay")

@@ -32,6 +32,9 @@ _STEP = "thread_id checkpoint_ns checkpoint_id"
 META = "meta"
 """Notes about the database itself, such as its id. It belongs to no memory, and does not move."""
 
+UNFINISHED = "unfinished"
+"""Key in `meta`: says what a database is to become, and nothing ("") where it is a memory."""
+
 TABLES: Mapping[str, Table] = {
     META: _table("key", "value"),
     # The log; the columns are those of `LogEntry`, `Origin` and `Draft`. `value` and `index_paths` are JSON.

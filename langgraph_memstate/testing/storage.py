@@ -62,7 +62,7 @@ from langgraph_memstate.testing.samples import (
 )
 from langgraph_memstate.testing.storage_checkpoints import CheckpointContract
 from langgraph_memstate.testing.storage_log import LogContract
-from langgraph_memstate.testing.storage_rows import RowsContract
+from langgraph_memstate.testing.storage_rows import MARK, RowsContract
 from langgraph_memstate.testing.storage_vectors import INDEX, META, MODEL, VectorContract, embedding, vector
 
 MakeStorage = Callable[[], Storage]
@@ -117,7 +117,7 @@ class StorageContract(LogContract, CheckpointContract, VectorContract, RowsContr
         append(storage, put("mortal", ttl=1.0))
         commit(storage, checkpoint(1, {"a": Blob("b", b"1")}, run_id="run"), writes(1, "task", (0, "a", b"1")))
         commit(storage, Stage(step(1), "task", "", (put("later"),)))
-        commit(storage, Prepare(PreparedRow("prepared", INDEX, ("lost",), "me", NOW)))
+        commit(storage, Prepare(PreparedRow("prepared", INDEX, ("lost",), "me", NOW)), MARK)
         return storage
 
     # -- opening and closing ------------------------------------------------------------------------

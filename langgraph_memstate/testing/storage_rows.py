@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from langgraph_memstate.errors import CommitRaced
 from langgraph_memstate.facts import encode_namespace
 from langgraph_memstate.storage.base import (
     Append,
@@ -20,7 +21,7 @@ from langgraph_memstate.storage.base import (
     Stage,
     Storage,
 )
-from langgraph_memstate.storage.tables import META, MOVED, TABLES, Row
+from langgraph_memstate.storage.tables import META, MOVED, TABLES, UNFINISHED, Row
 from langgraph_memstate.testing.samples import (
     NOW,
     ODD,
@@ -38,6 +39,7 @@ from langgraph_memstate.testing.samples import (
 from langgraph_memstate.testing.storage_vectors import INDEX, embedding, vector
 from langgraph_memstate.testing.storage_vectors import META as INDEX_META
 
+MARK = Load(META, ((UNFINISHED, "a test"),))
 _LONG = Blob("msgpack", b"\x00\x01" + b"long " * 500)  # longer than what is stored as it is
 
 
@@ -106,7 +108,7 @@ class RowsContract:
 
     def test_what_was_loaded_is_what_was_dumped(self, varied: Storage) -> None:
         before = dumped(varied)
-        commit(varied, Clear())
+        commit(varied, MARK, Clear())
         assert not any(dumped(varied).values())
         with varied.snapshot() as reader:
             assert reader.counts()["prepared"] == 0
@@ -120,7 +122,7 @@ class RowsContract:
 
     def test_numbers_go_on_after_those_that_were_loaded(self, varied: Storage) -> None:
         before = dumped(varied)
-        commit(varied, Clear(), *(Load(table, tuple(rows)) for table, rows in before.items()))
+        commit(varied, MARK, Clear(), *(Load(table, tuple(rows)) for table, rows in before.items()))
         fresh = put("fresh")
         commit(varied, PutVectors((vector(fresh.version),), frozenset([INDEX])), Append((fresh,), (INDEX,)))
         more = {"l": ("new", listed(b"new", base="longer", keep=1, depth=3))}
@@ -134,6 +136,7 @@ class RowsContract:
 
     def test_a_number_that_is_taken_is_not_loaded_again(self, varied: Storage) -> None:
         before = dumped(varied)
+        commit(varied, MARK)
         for table, rows in before.items():
             (outcome,) = varied.apply(((Append((put("with it"),)), Load(table, (rows[-1],))),))
             assert isinstance(outcome, Exception), table
@@ -143,9 +146,20 @@ class RowsContract:
         with varied.snapshot() as reader:
             before = list(reader.dump(META))
         commit(varied, Load(META, (("note", "one"), ("other", "x"))))
-        commit(varied, Load(META, (("note", "two"),)), Clear())
+        commit(varied, Load(META, (("note", "two"),)), MARK, Clear())
         with varied.snapshot() as reader:
-            assert set(reader.dump(META)) == {*before, ("note", "two"), ("other", "x")}
+            assert set(reader.dump(META)) == {*before, ("note", "two"), ("other", "x"), *MARK.rows}
+
+    @pytest.mark.parametrize("ended", [False, True])
+    def test_a_finished_database_takes_no_rows_and_is_not_emptied(self, varied: Storage, ended: bool) -> None:
+        if ended:
+            commit(varied, MARK)
+            commit(varied, Load(META, ((UNFINISHED, ""),)))
+        before = dumped(varied)
+        for op in (Clear(), Load("embeddings", (("model", b"moved", b"vector"),))):
+            with pytest.raises(CommitRaced):
+                commit(varied, op)
+        assert dumped(varied) == before
 
 
 def _number(row: Row) -> int:
