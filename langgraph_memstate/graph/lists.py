@@ -342,6 +342,13 @@ class Lists:
             raise CorruptRowError("a list lost an element")
 
 
+def version_of(kind: str, before: ListVersion | None, kept: int, blobs: Sequence[Blob]) -> ListVersion:
+    """A list of which only the serialised elements are known: the first `kept` of another version, then these."""
+    old = () if before is None else before.elements[:kept]
+    fresh = (Element(_digest(blob), blob, 1, None, False) for blob in blobs)
+    return ListVersion(kind, (*old, *fresh), before, kept)
+
+
 def is_worth_splitting(items: Sequence[Any]) -> bool:
     """Whether a list is more than a few atoms."""
     return bool(items) and not (_run_end(items, 0) == len(items) and _is_open(items))

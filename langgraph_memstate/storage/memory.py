@@ -25,6 +25,9 @@ class InMemoryStorage(SQLiteStorage):
     def location(self) -> Path | None:
         return None
 
+    def exists(self) -> bool:
+        return False
+
     def _make_parent(self) -> None:
         return
 

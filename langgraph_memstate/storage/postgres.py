@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import resources
 from typing import LiteralString
 from uuid import uuid4
@@ -32,7 +32,7 @@ from langgraph_memstate.errors import (
     StorageError,
     TransientError,
 )
-from langgraph_memstate.storage.base import TABLES, Commit, Reader, Storage
+from langgraph_memstate.storage.base import COUNTED, Commit, Load, Reader, Storage
 from langgraph_memstate.storage.postgres_link import Connection, Pool, connect, is_lost, run, storage_error
 from langgraph_memstate.storage.postgres_read import PostgresReader
 from langgraph_memstate.storage.postgres_write import lock, lock_key, run_op
@@ -90,6 +90,14 @@ class PostgresStorage(Storage):
 
     # -- opening ------------------------------------------------------------------------------------
 
+    def exists(self) -> bool:
+        query = "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = 'meta'"
+        try:
+            with connect(self._conninfo) as conn:
+                return run(conn, query, self._schema).fetchone() is not None
+        except psycopg.Error as error:
+            raise _unreachable(error) from error
+
     def open(self) -> str:
         if self._pool is not None:
             raise StorageError("this storage is open already; one memory owns one storage")
@@ -97,8 +105,7 @@ class PostgresStorage(Storage):
         try:
             conn = connect(self._conninfo)
         except psycopg.Error as error:
-            text = str(error).strip().partition("\n")[0]
-            raise DatabaseOpenError(f"PostgreSQL cannot be reached, or refuses: {text}") from error
+            raise _unreachable(error) from error
         try:
             store_id = self._migrate(conn)
         except psycopg.Error as error:
@@ -204,7 +211,8 @@ class PostgresStorage(Storage):
         number = self._committed + 1
         is_decided = False
         try:
-            with conn.pipeline():
+            copies = any(isinstance(op, Load) for commit in commits for op in commit)
+            with nullcontext() if copies else conn.pipeline():
                 conn.execute(b"BEGIN")
                 run(conn, _SET, list(self._settings), list(self._settings.values()))
                 lock(conn, self._schema, commits)
@@ -337,7 +345,7 @@ class PostgresStorage(Storage):
         schema = sql.Identifier(self._schema)
         try:
             with connect(self._conninfo) as conn:
-                for table in TABLES:
+                for table in COUNTED:
                     conn.execute(sql.SQL(command).format(schema, sql.Identifier(table)))
         except psycopg.Error as error:
             raise storage_error(error, doing) from error
@@ -349,3 +357,8 @@ class PostgresStorage(Storage):
             return  # in a fork: the connections are the parent's
         pool.close()
         self._drop_writer()
+
+
+def _unreachable(error: psycopg.Error) -> DatabaseOpenError:
+    text = str(error).strip().partition("\n")[0]
+    return DatabaseOpenError(f"PostgreSQL cannot be reached, or refuses: {text}")

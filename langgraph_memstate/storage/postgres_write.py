@@ -17,6 +17,7 @@ from langgraph_memstate.storage.base import (
     Append,
     CheckUnchanged,
     CheckUnique,
+    Clear,
     Commit,
     CopyThread,
     DeleteCheckpoints,
@@ -26,6 +27,7 @@ from langgraph_memstate.storage.base import (
     DropWrites,
     Expect,
     Forget,
+    Load,
     Op,
     OutboxDone,
     OutboxFailed,
@@ -60,6 +62,7 @@ from langgraph_memstate.storage.postgres_log import (
     settle,
     touch,
 )
+from langgraph_memstate.storage.postgres_rows import clear, load
 from langgraph_memstate.storage.postgres_values import copy_values, put_values, sweep
 
 Run = Callable[[Connection, Any], None]
@@ -292,4 +295,6 @@ _RUN: dict[type, Run] = {
     DeleteRuns: _delete_runs,
     CopyThread: _copy_thread,
     DeleteCheckpoints: _delete_checkpoints,
+    Load: load,
+    Clear: clear,
 }

@@ -82,6 +82,9 @@ class SQLiteStorage(Storage):
 
     # -- opening ------------------------------------------------------------------------------------
 
+    def exists(self) -> bool:
+        return self._path.is_file() and self._path.stat().st_size > 0
+
     def open(self) -> str:
         if self._writer is not None:
             raise StorageError(f"{self._path} is open already; one memory owns one storage")

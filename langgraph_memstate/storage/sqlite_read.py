@@ -21,9 +21,9 @@ from langgraph_memstate.facts import (
     namespace_range,
 )
 from langgraph_memstate.filters import Condition
-from langgraph_memstate.storage import sqlite_values
+from langgraph_memstate.storage import sqlite_rows, sqlite_values
 from langgraph_memstate.storage.base import (
-    TABLES,
+    COUNTED,
     AncestorWrite,
     Blob,
     Claim,
@@ -45,6 +45,7 @@ from langgraph_memstate.storage.packing import unpacked
 from langgraph_memstate.storage.rows import COLUMNS, ITEM, LOG, load_paths, log_entry_of, record_of, scored_of
 from langgraph_memstate.storage.sqlite_checks import sought
 from langgraph_memstate.storage.sqlite_write import NOT_LANDED, THIS_STEP
+from langgraph_memstate.storage.tables import Row
 
 _HEAD = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, head_type, head, metadata, manifest"
 _VECTOR = "vectors.vector_id, vectors.ord, embeddings.vector"
@@ -455,11 +456,11 @@ class SQLiteReader(Reader):
         return None if row is None else PutIndexMeta(*row)
 
     def counts(self) -> dict[str, int]:
-        return {table: self._number(f"SELECT count(*) FROM {table}") for table in TABLES}
+        return {table: self._number(f"SELECT count(*) FROM {table}") for table in COUNTED}
 
     def sizes(self) -> dict[str, int]:
         found = {}
-        for table in TABLES:
+        for table in COUNTED:
             columns = (name for (name,) in self._rows("SELECT name FROM pragma_table_info(?)", table))
             lengths = " + ".join(f'coalesce(length(CAST("{column}" AS BLOB)), 0)' for column in columns)
             found[table] = self._number(f"SELECT coalesce(sum({lengths}), 0) FROM {table}")
@@ -469,6 +470,9 @@ class SQLiteReader(Reader):
     def _number(self, query: str) -> int:
         row = self._one(query)
         return int(row[0]) if row else 0
+
+    def dump(self, table: str) -> Iterator[Row]:
+        return sqlite_rows.dump(self._conn, table)
 
 
 def _unpacked(step: StepKey, stored: object) -> bytes:
