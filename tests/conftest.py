@@ -31,6 +31,17 @@ def postgres() -> Iterator[Any]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Any]:
+    """A Redis server, started once; see `redis_server.Server`."""
+    pytest.importorskip("redis", reason="the extra [redis] is not installed")
+    sys.path.insert(0, str(Path(__file__).parent))
+    from redis_server import running
+
+    with running() as server:
+        yield server
+
+
 @pytest.fixture(params=["file", "in-memory", pytest.param("postgres", marks=pytest.mark.slow)])
 def url(request: pytest.FixtureRequest, database: Path) -> Iterator[str]:
     """What `MemoryStore.open` takes: a SQLite file, then ``:memory:``, and a PostgreSQL server."""

@@ -24,7 +24,7 @@ from langgraph_memstate.errors import (
     StorageError,
     TransientError,
 )
-from langgraph_memstate.storage.base import Commit, Reader, Storage
+from langgraph_memstate.storage.base import Commit, Storage
 from langgraph_memstate.storage.sqlite_read import SQLiteReader
 from langgraph_memstate.storage.sqlite_write import run_op
 
@@ -135,7 +135,7 @@ class SQLiteStorage(Storage):
             if version < len(MIGRATIONS):
                 conn.execute(f"PRAGMA application_id={APPLICATION_ID}")
                 conn.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
-            conn.execute("INSERT OR IGNORE INTO meta VALUES ('store_id', ?)", (uuid4().hex,))
+            conn.execute("INSERT OR IGNORE INTO meta VALUES ('store_id', ?)", (self._new_id(),))
             (store_id,) = conn.execute("SELECT value FROM meta WHERE key = 'store_id'").fetchone()
             conn.execute("COMMIT")
         except BaseException:
@@ -143,6 +143,9 @@ class SQLiteStorage(Storage):
                 conn.execute("ROLLBACK")
             raise
         return str(store_id)
+
+    def _new_id(self) -> str:
+        return uuid4().hex
 
     def _schema_version(self, conn: sqlite3.Connection) -> int:
         """How many migrations the database has seen: 0 for a new file.
@@ -199,7 +202,7 @@ class SQLiteStorage(Storage):
         conn.execute("BEGIN IMMEDIATE")
         try:
             for commit in commits:
-                outcomes.append(self._apply_one(conn, commit, alone=len(commits) == 1))
+                outcomes.append(self._apply_one(conn, commit, time.time(), alone=len(commits) == 1))
             if conn.in_transaction:
                 conn.execute("COMMIT")
         except BaseException:
@@ -207,13 +210,13 @@ class SQLiteStorage(Storage):
             raise
         return outcomes
 
-    def _apply_one(self, conn: sqlite3.Connection, commit: Commit, *, alone: bool) -> BaseException | None:
+    def _apply_one(self, conn: sqlite3.Connection, commit: Commit, now: float, *, alone: bool) -> BaseException | None:
         """Run one commit, under a savepoint unless it is alone. Errors that end the transaction itself are raised."""
         if not alone:
             conn.execute("SAVEPOINT one")
         try:
             for op in commit:
-                run_op(conn, op)
+                run_op(conn, op, now)
         except Exception as error:
             if isinstance(error, sqlite3.Error) and not isinstance(error, _OF_ONE_COMMIT):
                 raise
@@ -252,7 +255,7 @@ class SQLiteStorage(Storage):
     # -- reading ------------------------------------------------------------------------------------
 
     @contextmanager
-    def snapshot(self) -> Iterator[Reader]:
+    def snapshot(self) -> Iterator[SQLiteReader]:
         conn = self._take_reader()
         healthy = False
         try:

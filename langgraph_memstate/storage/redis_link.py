@@ -1,0 +1,190 @@
+"""Connections to Redis: one call at a time, and what an error means."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from langgraph_memstate.errors import (
+    DatabaseOpenError,
+    DiskFullError,
+    ReadOnlyError,
+    StorageError,
+    TransientError,
+)
+
+logger = logging.getLogger("langgraph_memstate")
+
+T = TypeVar("T")
+Argument = str | bytes | int | float
+
+_CONNECTIONS = 32  # each is taken for one round trip
+_CODES: dict[str, tuple[type[StorageError], str]] = {
+    "OOM": (DiskFullError, "the server's memory is full (maxmemory); allow it more, or free some"),
+    "MISCONF": (DiskFullError, "the server cannot write to its disk; free space there"),
+    "READONLY": (ReadOnlyError, "the server is a replica and takes no writes; connect to the primary"),
+    "NOPERM": (ReadOnlyError, "this user may not do that; allow it the memory's keys, and scripts"),
+    "NOAUTH": (DatabaseOpenError, "the server asks for a password; put it into the URL"),
+    "WRONGPASS": (DatabaseOpenError, "the server refuses this user; check name and password"),
+    "WRONGTYPE": (DatabaseOpenError, "the keys of this name are another program's; choose another name"),
+    "MOVED": (DatabaseOpenError, "the memory's slot is on another node of the cluster; name that one"),
+    "CROSSSLOT": (DatabaseOpenError, "the keys of one memory are not on one slot"),
+    "NOREPLICAS": (TransientError, "too few replicas are connected; try again"),
+    "BUSY": (TransientError, "a script keeps the server busy; try again"),
+    "TRYAGAIN": (TransientError, "the cluster moves keys; try again"),
+    "CLUSTERDOWN": (TransientError, "the cluster is down; try again"),
+    "MASTERDOWN": (TransientError, "the primary is down; try again"),
+}
+_CLASSES: dict[type[Exception], str] = {  # redis-py takes these codes off the text
+    redis.exceptions.OutOfMemoryError: "OOM",
+    redis.exceptions.ReadOnlyError: "READONLY",
+    redis.exceptions.NoPermissionError: "NOPERM",
+    redis.exceptions.AuthenticationError: "WRONGPASS",
+    redis.exceptions.AuthenticationWrongNumberOfArgsError: "NOAUTH",
+    redis.exceptions.MovedError: "MOVED",
+    redis.exceptions.ClusterCrossSlotError: "CROSSSLOT",
+    redis.exceptions.TryAgainError: "TRYAGAIN",
+    redis.exceptions.ClusterDownError: "CLUSTERDOWN",
+    redis.exceptions.MasterDownError: "MASTERDOWN",
+}
+_CODE = re.compile(rf"(?:^|[ -])({'|'.join(_CODES)})\b")  # a script wraps the error of a command it calls
+
+
+class Away(Exception):
+    """The server cannot be reached. `sent`: the call may have arrived all the same."""
+
+    def __init__(self, cause: Exception, *, sent: bool) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.sent = sent
+
+
+class Script:
+    """A Lua script that comes with this package."""
+
+    def __init__(self, name: str) -> None:
+        self.text = resources.files("langgraph_memstate.storage.lua").joinpath(name).read_bytes()
+        self.digest = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+
+
+def storage_error(error: Exception, doing: str) -> StorageError:
+    """The error of our tree that an answer of the server means."""
+    text = str(error).strip().partition("\n")[0]
+    found = _CODE.search(text)
+    code = _CLASSES.get(type(error)) or (found[1] if found else None)
+    if code is None:
+        return StorageError(f"{doing}: {text}")
+    kind, advice = _CODES[code]
+    return kind(f"{doing}: {advice} ({text})")
+
+
+class Link:
+    """One Redis server.
+
+    Args:
+        url: as redis-py reads it: ``redis://``, ``rediss://`` or ``unix://``.
+        timeout: seconds to wait for an answer, and for a server that is away to come back.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "protocol": 2}
+        try:
+            self._pool: Any = redis.BlockingConnectionPool.from_url(
+                url, max_connections=_CONNECTIONS, timeout=timeout, **options
+            )
+        except (ValueError, TypeError, redis.RedisError) as error:
+            raise DatabaseOpenError(f"{url.partition('@')[2] or url}: {error}") from error
+        self._pool.connection_kwargs.update(decode_responses=False, retry=Retry(NoBackoff(), 0))
+        self._timeout = timeout
+
+    def run(
+        self, script: Script, keys: Sequence[str], *arguments: Argument, wait: tuple[int, int] | None = None
+    ) -> Any:
+        """One round trip: what a script answers, and with `wait` what ``WAIT`` says on the same connection.
+
+        Raises:
+            Away: there was no answer.
+            redis.ResponseError: the server refuses.
+        """
+
+        def call(conn: Any) -> Any:
+            rest = (len(keys), *keys, *arguments)
+            try:
+                conn.send_command("EVALSHA", script.digest, *rest)
+                answer = conn.read_response()
+            except redis.exceptions.NoScriptError:
+                conn.send_command("EVAL", script.text, *rest)
+                answer = conn.read_response()
+            if wait is None:
+                return answer
+            conn.send_command("WAIT", *wait)
+            return answer, conn.read_response()
+
+        return self._with_connection(call)
+
+    def command(self, *parts: Argument) -> Any:
+        """A command and its answer; raises as `run` does."""
+
+        def call(conn: Any) -> Any:
+            conn.send_command(*parts)
+            return conn.read_response()
+
+        return self._with_connection(call)
+
+    def _with_connection(self, call: Callable[[Any], T]) -> T:
+        try:
+            conn = self._pool.get_connection()
+        except redis.AuthenticationError:
+            raise
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            raise Away(error, sent=False) from error
+        is_whole = False
+        try:
+            answer = call(conn)
+            is_whole = True
+            return answer
+        except redis.ResponseError:
+            is_whole = True
+            raise
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            raise Away(error, sent=True) from error
+        finally:
+            if not is_whole:
+                conn.disconnect()
+            self._pool.release(conn)
+
+    def persist(self, call: Callable[[], T], doing: str, *, writes: bool = False) -> T:
+        """Call until the server answers. A call that may have arrived is made again: it must bear that.
+
+        Raises:
+            TransientError: it stays away.
+            StorageError: it refuses.
+        """
+        deadline = time.monotonic() + self._timeout
+        pause, sent = 0.01, False
+        while True:
+            try:
+                return call()
+            except Away as away:
+                sent = sent or away.sent
+                if time.monotonic() + pause > deadline:
+                    outcome = "it landed whole or not at all" if sent else "nothing landed"
+                    raise TransientError(
+                        f"{doing}: the server cannot be reached{f', and {outcome}' if writes else ''} ({away.cause})"
+                    ) from away.cause
+            except redis.RedisError as error:
+                raise storage_error(error, doing) from error
+            time.sleep(pause)
+            pause = min(pause * 2, 0.5)
+
+    def close(self) -> None:
+        self._pool.disconnect()

@@ -1,0 +1,74 @@
+"""What a Redis server promises to keep, as far as it says so."""
+
+from __future__ import annotations
+
+import logging
+
+import redis
+
+from langgraph_memstate.errors import DatabaseOpenError
+from langgraph_memstate.storage.redis_link import Away, Link, storage_error
+
+logger = logging.getLogger("langgraph_memstate")
+
+_PROMISES = {
+    "always": None,
+    "everysec": "appendfsync everysec: if its machine fails, up to a second of confirmed commits is lost",
+    "no": "appendfsync no: if its machine fails, what the system had not yet written is lost, often half a minute",
+}
+_NOTHING = (
+    "appendonly no: if it stops, confirmed commits since its last snapshot are lost; set appendonly yes and "
+    "appendfsync always"
+)
+_UNKNOWN = "it does not say how often it syncs its append-only file, so nobody knows what survives its failure"
+
+
+def check_server(link: Link) -> None:
+    """Warn where confirmed commits may be lost.
+
+    Raises:
+        DatabaseOpenError: the server would throw keys away to make room, or it cannot be reached.
+    """
+    said = _info(link)
+    policy = said.get("maxmemory_policy", "")
+    if policy.startswith("allkeys") and said.get("maxmemory", "0") != "0":
+        raise DatabaseOpenError(
+            f"the server throws away keys of its choice when its memory is full (maxmemory-policy {policy}), and with "
+            "them the memory; set it to noeviction, or to a volatile policy"
+        )
+    if (promise := _promise(link, said)) is not None:
+        logger.warning("Redis: %s", promise)
+
+
+def _promise(link: Link, said: dict[str, str]) -> str | None:
+    if said.get("aof_enabled") == "0":
+        return _NOTHING
+    try:
+        answer = link.command("CONFIG", "GET", "appendfsync")
+    except redis.ResponseError:
+        return _UNKNOWN
+    setting = answer[1].decode() if len(answer) == 2 else ""
+    return _PROMISES.get(setting, _UNKNOWN)
+
+
+def _info(link: Link) -> dict[str, str]:
+    """What INFO says; nothing where it may not be asked."""
+    try:
+        text = link.command("INFO")
+    except Away as away:
+        raise DatabaseOpenError(f"Redis cannot be reached: {away.cause}") from away.cause
+    except redis.exceptions.NoPermissionError:
+        return {}
+    except redis.RedisError as error:
+        raise storage_error(error, "opening") from error
+    lines = text.decode(errors="replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def rewrite_append_only_file(link: Link) -> None:
+    """Ask the server to write its append-only file anew, from what it holds now."""
+    try:
+        if _info(link).get("aof_enabled", "1") == "1":
+            link.command("BGREWRITEAOF")
+    except (redis.ResponseError, Away) as error:
+        logger.warning("the server does not rewrite its append-only file, which keeps what was erased: %s", error)
