@@ -72,10 +72,10 @@ class RedisStorage(Storage):
     within one slot, so the keys of a memory carry one hash tag, and a Cluster does not spread a memory.
 
     What was confirmed survives the death of any client. Whether it survives the server's is the server's promise: with
-    ``appendonly yes`` and ``appendfsync always`` it does, as with a file; with ``everysec`` a failing machine may lose a
-    second; without an append-only file everything since the last snapshot; a failover what the replica had not got,
-    unless `wait_replicas` asks for its word. A process that has seen what the server lost says so (`LostCommitsError`)
-    and does not go on. Opening warns where something may be lost.
+    ``appendonly yes`` and ``appendfsync always`` it does, as with a file. With ``everysec`` a failing machine may lose
+    a second, without an append-only file a restart loses everything since the last snapshot, and a failover what the
+    replica had not got, unless `wait_replicas` asks for its word. A process that has seen what the server lost says so
+    (`LostCommitsError`) and does not go on. Opening warns where something may be lost.
 
     Args:
         url: as redis-py reads it: ``redis://user:password@host:6379/0``, ``rediss://…`` or ``unix:///path``.
@@ -173,9 +173,7 @@ class RedisStorage(Storage):
             for commit in commits:
                 outcomes.append(_run(view, commit, now, landed))
             if not landed or view.changes() == before:
-                answer = self._asked(
-                    self._log.look, at
-                )  # what is refused, or changes nothing, must do so by the latest
+                answer = self._asked(self._log.look, at)  # to be refused, or change nothing, it must see the latest
                 if answer.status == "same":
                     return outcomes
             else:
@@ -210,8 +208,8 @@ class RedisStorage(Storage):
         if answer.acknowledged is None or answer.acknowledged >= self._wait_replicas:
             return outcomes
         late = TransientError(
-            f"the commit is in the log, but {answer.acknowledged} of {self._wait_replicas} replicas confirmed it within "
-            f"{self._timeout} s; it is lost if the server fails over to another"
+            f"the commit is in the log, but {answer.acknowledged} of {self._wait_replicas} replicas confirmed it "
+            f"within {self._timeout} s; it is lost if the server fails over to another"
         )
         return [late if outcome is None else outcome for outcome in outcomes]
 
@@ -315,7 +313,7 @@ class RedisStorage(Storage):
         view.scrub()
         while self._asked(self._log.look, wanted).head.trimmed < wanted.number:
             self._store_image()
-        rewrite_append_only_file(self._link)
+        rewrite_append_only_file(self._link, self._timeout)
 
     def _refresh(self) -> None:
         """Bring the copy to where the log is now."""

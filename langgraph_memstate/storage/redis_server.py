@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import redis
 
-from langgraph_memstate.errors import DatabaseOpenError
+from langgraph_memstate.errors import DatabaseOpenError, StorageError
 from langgraph_memstate.storage.redis_link import Away, Link, storage_error
 
 logger = logging.getLogger("langgraph_memstate")
@@ -65,10 +66,20 @@ def _info(link: Link) -> dict[str, str]:
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
-def rewrite_append_only_file(link: Link) -> None:
-    """Ask the server to write its append-only file anew, from what it holds now."""
+def rewrite_append_only_file(link: Link, timeout: float) -> None:
+    """Have the server write its append-only file anew, from what it holds now, and wait so many seconds for that."""
+    deadline = time.monotonic() + timeout
+    is_asked = False
     try:
-        if _info(link).get("aof_enabled", "1") == "1":
-            link.command("BGREWRITEAOF")
-    except (redis.ResponseError, Away) as error:
-        logger.warning("the server does not rewrite its append-only file, which keeps what was erased: %s", error)
+        while (said := _info(link)).get("aof_enabled", "0") == "1":
+            if said.get("aof_rewrite_in_progress") == said.get("aof_rewrite_scheduled") == "0":
+                if is_asked:
+                    return
+                link.command("BGREWRITEAOF")
+                is_asked = True
+            if time.monotonic() > deadline:
+                logger.warning("Redis is still rewriting its append-only file; until then that holds what was erased")
+                return
+            time.sleep(0.01)
+    except (redis.ResponseError, StorageError, Away) as error:
+        logger.warning("Redis does not rewrite its append-only file, which holds what was erased: %s", error)
