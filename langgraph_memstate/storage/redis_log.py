@@ -211,8 +211,8 @@ class RedisLog:
             raise LostCommitsError(
                 f"the server has lost commits of the memory {self._name!r} that it had confirmed: this process has "
                 f"seen {at.number} entries of its log, and the server holds {there}, or others. It was restarted "
-                "without its append-only file, failed over to a replica that was behind, or was flushed. Restore it from a "
-                "backup, or open the memory again to go on with what it holds"
+                "without its append-only file, failed over to a replica that was behind, or was flushed. Restore it "
+                "from a backup, or open the memory again to go on with what it holds"
             )
         return Answer(status.decode(), _head(rest), tuple(entries))
 
