@@ -81,8 +81,8 @@ class RedisStorage(Storage):
         url: as redis-py reads it: ``redis://user:password@host:6379/0``, ``rediss://…`` or ``unix:///path``.
         name: of the memory; one server holds any number of them.
         replica: a file for the copy, which the next opening takes up; processes of one machine may share it.
-        wait_replicas: how many of the server's replicas have to confirm a commit. Where they do not within `timeout`,
-            it stays in the log, and its caller gets `TransientError`.
+        wait_replicas: how many of the server's replicas have to confirm a commit. Where they do not within half
+            of `timeout`, it stays in the log, and its caller gets `TransientError`.
         timeout: seconds in which a server that is away may come back, before `TransientError`.
     """
 
@@ -100,7 +100,7 @@ class RedisStorage(Storage):
         self._timeout = timeout
         self._wait_replicas = wait_replicas
         self._link = Link(url, timeout)
-        self._log = RedisLog(self._link, name, (wait_replicas, int(timeout * 1_000)) if wait_replicas else None)
+        self._log = RedisLog(self._link, name, (wait_replicas, int(timeout * 500)) if wait_replicas else None)
         self._replica = None if replica is None else Path(replica)
         self._folder: Path | None = None
         self._opened: View | None = None
@@ -209,7 +209,7 @@ class RedisStorage(Storage):
             return outcomes
         late = TransientError(
             f"the commit is in the log, but {answer.acknowledged} of {self._wait_replicas} replicas confirmed it "
-            f"within {self._timeout} s; it is lost if the server fails over to another"
+            f"within {self._timeout / 2} s; it is lost if the server fails over to another"
         )
         return [late if outcome is None else outcome for outcome in outcomes]
 

@@ -81,6 +81,8 @@ def storage_error(error: Exception, doing: str) -> StorageError:
     text = str(error).strip().partition("\n")[0]
     found = _CODE.search(text)
     code = _CLASSES.get(type(error)) or (found[1] if found else None)
+    if "user executing the script" in text:
+        code = "NOPERM"
     if code is None:
         return StorageError(f"{doing}: {text}")
     kind, advice = _CODES[code]

@@ -177,7 +177,7 @@ class RedisLog:
     def append(self, at: Position, id: bytes, entry: bytes) -> Answer:
         """Append an entry if the log ends there; `appended`, or what follows instead.
 
-        A lost answer is asked for again, with the same entry: it lands once, and what then follows begins with it.
+        A lost answer is asked for again, with the same entry, which lands once.
         """
 
         tries = 0
@@ -199,8 +199,6 @@ class RedisLog:
                 "committing: the connection was lost, and others have trimmed the log since; the commit landed whole "
                 "or not at all"
             )
-        if answer.entries and entry_ids(answer.entries[0])[1] == id:
-            answer = answer._replace(status="appended")
         return answer._replace(acknowledged=acknowledged)
 
     def _answer(self, at: Position, reply: Any) -> Answer:

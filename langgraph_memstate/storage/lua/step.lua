@@ -1,7 +1,7 @@
 -- Append an entry if the log ends where the caller believes, else say what it has missed; without an entry, only that.
 -- KEYS: head, log.  ARGV: store id, position, id of the entry there, most entries to return, [entry, its id].
 -- Answers {status, head, entries}:
---   appended
+--   appended  now, or by an earlier call whose answer was lost
 --   same      nothing is new
 --   news      with the entries that follow the caller's, as many as were asked for
 --   trimmed   what follows is in the image
@@ -25,6 +25,11 @@ if position < trimmed then
 end
 if position < length then
     local first = position - trimmed
+    -- An entry begins with its format, the id of the one before and its own; see redis_log.py.
+    if ARGV[6] and string.sub(redis.call('LINDEX', KEYS[2], first), 18, 33) == ARGV[6] then
+        redis.call('HSET', KEYS[1], 'store', now[2])  -- WAIT waits for what its own connection has written
+        return {'appended', now, {}}
+    end
     return {'news', now, redis.call('LRANGE', KEYS[2], first, first + ARGV[4] - 1)}
 end
 if not ARGV[5] then
