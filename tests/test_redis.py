@@ -276,7 +276,7 @@ def test_a_fork_of_the_log_is_seen(server: Server) -> None:
     """A server that went back to an earlier state, and on from there, past what a process has seen."""
     with MemoryStore(server.storage("m")) as memory, server.connect() as client:
         memory.commit(note("a"))
-        before = {key: client.dump(key) for key in client}
+        before = {key: client.dump(key) for key in client.scan_iter()}
         memory.commit(note("lost"))
         for key, content in before.items():
             client.restore(key, 0, content, replace=True)

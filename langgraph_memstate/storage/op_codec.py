@@ -57,11 +57,11 @@ def unpack(content: bytes, numbers: int) -> tuple[list[int | float], list[Commit
 
 
 def _load_commit(dumped: bytes) -> Commit:
-    return tuple(map(_load_op, ormsgpack.unpackb(dumped, ext_hook=_big_integer)))
+    return tuple(map(_load_op, _list(ormsgpack.unpackb(dumped, ext_hook=_big_integer))))
 
 
 def _load_op(dumped: Any) -> Op:
-    name, *values = dumped
+    name, *values = _list(dumped)
     if name not in _NAMES:
         raise NewerSchemaError(
             f"a logged commit has the operation {name!r}, which this release does not know; upgrade langgraph-memstate"
