@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -28,9 +27,7 @@ class Server:
     """One server; every memory that a test names is new. `options`: of its configuration."""
 
     def __init__(self, folder: Path, **options: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = _free_port()
         self.folder = folder
         self._options = {"appendonly": "yes", "appendfsync": "always", "save": "", **options}
         self._process: subprocess.Popen[bytes] | None = None
@@ -94,10 +91,14 @@ class Server:
         return RedisStorage(self.url, name=name, **options)
 
 
-def port_of(url: str) -> int:
-    port = urlsplit(url).port
-    assert port is not None
-    return port
+def _free_port() -> int:
+    """One to which 10,000 can be added: that is where the nodes of a Cluster talk."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port < 55_000:
+            return port
 
 
 @contextmanager
@@ -105,9 +106,11 @@ def running(**options: str) -> Iterator[Server]:
     """A server for a while, on a file system in memory where there is one: no machine dies in these tests."""
     shared = Path("/dev/shm")
     folder = tempfile.mkdtemp(prefix="memstate-redis-", dir=shared if shared.is_dir() else None)
+    server = None
     try:
         server = Server(Path(folder), **options)
         yield server
-        server.stop()
     finally:
+        if server is not None:
+            server.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -490,6 +490,28 @@ def test_replicas_of_the_server_are_waited_for(server: Server) -> None:
                 assert keys(memory) == ["a", "b"]
 
 
+def test_a_cluster_has_each_memory_on_one_node() -> None:
+    """Whichever node the URL names, and also when the slot moves to the other."""
+    cluster = {"cluster-enabled": "yes", "cluster-node-timeout": "2000"}
+    with running(**cluster) as first, running(**cluster) as second, first.connect() as one, second.connect() as two:
+        for client, slots in ((one, range(8_192)), (two, range(8_192, 16_384))):
+            client.execute_command("CLUSTER", "ADDSLOTS", *slots)
+        one.execute_command("CLUSTER", "MEET", "127.0.0.1", second.port)
+        deadline = time.monotonic() + 20
+        while b"cluster_state:ok" not in b"".join(client.execute_command("CLUSTER", "INFO") for client in (one, two)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        names = [f"m{number}" for number in range(6)]
+        for number, memory_name in enumerate(names):
+            with MemoryStore(first.storage(memory_name)) as memory, MemoryStore(second.storage(memory_name)) as other:
+                memory.commit(note(f"{number}"))
+                other.commit(note("other"))
+                assert keys(memory) == [f"{number}", "other"]
+        held = [client.dbsize() for client in (one, two)]
+        assert sum(held) == 2 * len(names)
+        assert all(held)
+
+
 def test_without_the_driver_it_is_said_what_to_install() -> None:
     script = """
 import sys

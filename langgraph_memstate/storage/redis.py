@@ -69,7 +69,8 @@ class RedisStorage(Storage):
 
     Every process holds a copy of the whole database, in a private temporary file or in `replica`: for memories of many
     gigabytes PostgreSQL is the better place. A step touches threads and memory in one commit, which Redis grants only
-    within one slot, so the keys of a memory carry one hash tag, and a Cluster does not spread a memory.
+    within one slot, so the keys of a memory carry one hash tag: on a Cluster a memory is on one node, whichever the URL
+    names, and several memories spread.
 
     What was confirmed survives the death of any client. Whether it survives the server's is the server's promise: with
     ``appendonly yes`` and ``appendfsync always`` it does, as with a file. With ``everysec`` a failing machine may lose
@@ -117,7 +118,7 @@ class RedisStorage(Storage):
         self._pid = os.getpid()
         self._lost = None
         try:
-            check_server(self._link)
+            check_server(self._link, self._log.key)
             head = self._log.open(uuid4().hex).head
             self._folder = new_folder()
             path = self._replica or self._folder / "view.db"
@@ -140,7 +141,7 @@ class RedisStorage(Storage):
                 "this process was forked from the one that opened the database; open the memory again in the child"
             )
         if self._lost is not None:
-            raise self._lost
+            raise LostCommitsError(str(self._lost)) from self._lost
         return self._opened
 
     # -- writing ------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ _CODES: dict[str, tuple[type[StorageError], str]] = {
     "NOAUTH": (DatabaseOpenError, "the server asks for a password; put it into the URL"),
     "WRONGPASS": (DatabaseOpenError, "the server refuses this user; check name and password"),
     "WRONGTYPE": (DatabaseOpenError, "the keys of this name are another program's; choose another name"),
-    "MOVED": (DatabaseOpenError, "the memory's slot is on another node of the cluster; name that one"),
+    "ASK": (TransientError, "the cluster moves keys; try again"),
     "CROSSSLOT": (DatabaseOpenError, "the keys of one memory are not on one slot"),
     "NOREPLICAS": (TransientError, "too few replicas are connected; try again"),
     "BUSY": (TransientError, "a script keeps the server busy; try again"),
@@ -50,7 +50,7 @@ _CLASSES: dict[type[Exception], str] = {  # redis-py takes these codes off the t
     redis.exceptions.NoPermissionError: "NOPERM",
     redis.exceptions.AuthenticationError: "WRONGPASS",
     redis.exceptions.AuthenticationWrongNumberOfArgsError: "NOAUTH",
-    redis.exceptions.MovedError: "MOVED",
+    redis.exceptions.AskError: "ASK",
     redis.exceptions.ClusterCrossSlotError: "CROSSSLOT",
     redis.exceptions.TryAgainError: "TRYAGAIN",
     redis.exceptions.ClusterDownError: "CLUSTERDOWN",
@@ -90,7 +90,7 @@ def storage_error(error: Exception, doing: str) -> StorageError:
 
 
 class Link:
-    """One Redis server.
+    """One Redis server, or the node of a Cluster that has the keys which are asked for.
 
     Args:
         url: as redis-py reads it: ``redis://``, ``rediss://`` or ``unix://``.
@@ -98,15 +98,40 @@ class Link:
     """
 
     def __init__(self, url: str, timeout: float) -> None:
-        options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "protocol": 2}
+        self._url = url
+        self._timeout = timeout
+        self._seed = self._pool = self._connected()
+
+    def _connected(self, **place: Any) -> Any:
+        """A pool for the server that the URL names, or for another place."""
+        options: dict[str, Any] = {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}
+        options["protocol"] = 2  # answers have the shape that every server gives them
         try:
-            self._pool: Any = redis.BlockingConnectionPool.from_url(
-                url, max_connections=_CONNECTIONS, timeout=timeout, **options
+            pool: Any = redis.BlockingConnectionPool.from_url(
+                self._url, max_connections=_CONNECTIONS, timeout=self._timeout, **options
             )
         except (ValueError, TypeError, redis.RedisError) as error:
-            raise DatabaseOpenError(f"{url.partition('@')[2] or url}: {error}") from error
-        self._pool.connection_kwargs.update(decode_responses=False, retry=Retry(NoBackoff(), 0))
-        self._timeout = timeout
+            raise DatabaseOpenError(f"{self._url.partition('@')[2] or self._url}: {error}") from error
+        pool.connection_kwargs.update(decode_responses=False, retry=Retry(NoBackoff(), 0), **place)
+        return pool
+
+    def locate(self, key: str) -> None:
+        """On a Cluster: connect to the node that has a key. Raises what `command` does."""
+        try:
+            self.command("EXISTS", key)
+        except redis.exceptions.MovedError as moved:
+            self._move(moved)
+
+    def _move(self, moved: redis.exceptions.MovedError) -> None:
+        """Connect to the node that a Cluster names; where it goes away, the URL's knows better."""
+        place = {"host": moved.host, "port": moved.port}
+        is_seed = place.items() <= self._seed.connection_kwargs.items()
+        self._use(self._seed if is_seed else self._connected(**place))
+
+    def _use(self, pool: Any) -> None:
+        before, self._pool = self._pool, pool
+        if before not in (pool, self._seed):
+            before.disconnect()
 
     def run(
         self, script: Script, keys: Sequence[str], *arguments: Argument, wait: tuple[int, int] | None = None
@@ -143,8 +168,9 @@ class Link:
         return self._with_connection(call)
 
     def _with_connection(self, call: Callable[[Any], T]) -> T:
+        pool = self._pool
         try:
-            conn = self._pool.get_connection()
+            conn = pool.get_connection()
         except redis.AuthenticationError:
             raise
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
@@ -162,7 +188,7 @@ class Link:
         finally:
             if not is_whole:
                 conn.disconnect()
-            self._pool.release(conn)
+            pool.release(conn)
 
     def persist(self, call: Callable[[], T], doing: str, *, writes: bool = False) -> T:
         """Call until the server answers. A call that may have arrived is made again: it must bear that.
@@ -176,17 +202,23 @@ class Link:
         while True:
             try:
                 return call()
+            except redis.exceptions.MovedError as moved:
+                self._move(moved)
+                cause: Exception = moved
             except Away as away:
+                self._use(self._seed)
                 sent = sent or away.sent
-                if time.monotonic() + pause > deadline:
-                    outcome = "it landed whole or not at all" if sent else "nothing landed"
-                    raise TransientError(
-                        f"{doing}: the server cannot be reached{f', and {outcome}' if writes else ''} ({away.cause})"
-                    ) from away.cause
+                cause = away.cause
             except redis.RedisError as error:
                 raise storage_error(error, doing) from error
+            if time.monotonic() + pause > deadline:
+                outcome = "it landed whole or not at all" if sent else "nothing landed"
+                raise TransientError(
+                    f"{doing}: the server cannot be reached{f', and {outcome}' if writes else ''} ({cause})"
+                ) from cause
             time.sleep(pause)
             pause = min(pause * 2, 0.5)
 
     def close(self) -> None:
         self._pool.disconnect()
+        self._seed.disconnect()

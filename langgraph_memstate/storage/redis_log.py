@@ -141,7 +141,8 @@ class RedisLog:
         self._name = name
         self._wait = wait
         self._tag = f"{{memstate:{name}}}:"
-        self._keys = (self._tag + "head", self._tag + "log")
+        self.key = self._tag + "head"
+        self._keys = (self.key, self._tag + "log")
         self.store_id = ""
 
     def open(self, store_id: str) -> Answer:

@@ -7,7 +7,7 @@ import time
 
 import redis
 
-from langgraph_memstate.errors import DatabaseOpenError, StorageError
+from langgraph_memstate.errors import DatabaseOpenError, ReadOnlyError, StorageError
 from langgraph_memstate.storage.redis_link import Away, Link, storage_error
 
 logger = logging.getLogger("langgraph_memstate")
@@ -24,12 +24,13 @@ _NOTHING = (
 _UNKNOWN = "it does not say how often it syncs its append-only file, so nobody knows what survives its failure"
 
 
-def check_server(link: Link) -> None:
-    """Warn where confirmed commits may be lost.
+def check_server(link: Link, key: str) -> None:
+    """Connect to the server that has a key, and warn where confirmed commits may be lost.
 
     Raises:
         DatabaseOpenError: the server would throw keys away to make room, or it cannot be reached.
     """
+    _reach(link, key)
     said = _info(link)
     policy = said.get("maxmemory_policy", "")
     if policy.startswith("allkeys") and said.get("maxmemory", "0") != "0":
@@ -52,16 +53,22 @@ def _promise(link: Link, said: dict[str, str]) -> str | None:
     return _PROMISES.get(setting, _UNKNOWN)
 
 
+def _reach(link: Link, key: str) -> None:
+    try:
+        link.locate(key)
+    except Away as away:
+        if not isinstance(away.cause, redis.BusyLoadingError):  # which is waited for later
+            raise DatabaseOpenError(f"Redis cannot be reached: {away.cause}") from away.cause
+    except redis.RedisError as error:
+        raise storage_error(error, "opening") from error
+
+
 def _info(link: Link) -> dict[str, str]:
     """What INFO says; nothing where it may not be asked."""
     try:
-        text = link.command("INFO")
-    except Away as away:
-        raise DatabaseOpenError(f"Redis cannot be reached: {away.cause}") from away.cause
-    except redis.exceptions.NoPermissionError:
+        text = link.persist(lambda: link.command("INFO"), "asking for the server's settings")
+    except ReadOnlyError:
         return {}
-    except redis.RedisError as error:
-        raise storage_error(error, "opening") from error
     lines = text.decode(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
 

@@ -61,11 +61,21 @@ def test_a_step_and_its_memory_land_together(name: str, fresh_process: Any, tmp_
 QUICK = ("a_node_is_retried", "a_sibling_fails", "an_interrupt_is_resumed", "a_subgraph_fails_in_its_second_step")
 
 
-@pytest.mark.parametrize(
+quick_first = pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in scenarios.SCENARIOS]
 )
+
+
+@quick_first
 def test_they_land_together_on_postgres(name: str, fresh_process: Any, tmp_path: Path, postgres: Any) -> None:
     wrong = {cell: faults for cell, faults in deviations(fresh_process, postgres.uri, name, tmp_path).items() if faults}
+    assert not wrong
+
+
+@quick_first
+def test_they_land_together_on_redis(name: str, fresh_process: Any, tmp_path: Path, redis_server: Any) -> None:
+    url = redis_server.url
+    wrong = {cell: faults for cell, faults in deviations(fresh_process, url, name, tmp_path).items() if faults}
     assert not wrong
 
 
