@@ -264,7 +264,7 @@ def test_a_process_that_saw_what_is_lost_does_not_go_on(server: Server, lose: An
         assert keys(kept) == ["a", "b"]
         lose(server)
         for _ in range(2):
-            with pytest.raises(LostCommitsError, match="lost commits"):
+            with pytest.raises(LostCommitsError, match="has lost"):
                 keys(memory)
             with pytest.raises(LostCommitsError):
                 kept.commit(note("c"))
@@ -410,6 +410,17 @@ def test_entries_that_nobody_of_ours_wrote(redis_server: Server, name: str, memo
             with pytest.raises(MemStateError) as caught:
                 MemoryStore(redis_server.storage(name))
             assert type(caught.value).__name__ in ("CorruptRowError", "NewerSchemaError", "LostCommitsError"), bad
+
+
+@pytest.mark.parametrize("field", ["length", "trimmed", "image_bytes", "last"])
+def test_a_head_that_nobody_of_ours_wrote(redis_server: Server, name: str, memory: MemoryStore, field: str) -> None:
+    memory.commit(note("a"))
+    with redis_server.connect() as client:
+        for bad in ("", "x", "7"):
+            client.hset(f"{{memstate:{name}}}:head", field, bad)
+            if (field, bad) != ("image_bytes", "7"):
+                with pytest.raises(StorageError):
+                    MemoryStore(redis_server.storage(name))
 
 
 def fill(memory: MemoryStore) -> None:

@@ -384,7 +384,7 @@ def test_a_file_is_taken_up_where_it_ended(redis_server: Server, name: str, tmp_
         storage = redis_server.storage(name, replica=file)
         replayed: list[int] = []
         inner = storage._replay
-        storage._replay = lambda view, at, entries: (replayed.append(len(entries)), inner(view, at, entries))[1]  # type: ignore[method-assign]
+        storage._replay = lambda view, at, answer: (replayed.append(len(answer.entries)), inner(view, at, answer))[1]  # type: ignore[method-assign]
         with MemoryStore(storage) as kept:
             assert [entry.key for entry in kept.log()] == ["a", "b"]
             assert replayed == [1]

@@ -244,7 +244,7 @@ class RedisStorage(Storage):
                             return
                         if here != at:
                             answer = self._asked(self._log.look, here)
-                        self._replay(view, here, answer.entries)
+                        self._replay(view, here, answer)
                     finally:
                         view.rollback()
                     if answer.status == "trimmed":
@@ -253,16 +253,18 @@ class RedisStorage(Storage):
         except sqlite3.Error as error:
             raise storage_error(error, "following the log") from error
 
-    def _replay(self, view: View, at: Position, entries: Sequence[bytes]) -> None:
+    def _replay(self, view: View, at: Position, answer: Answer) -> None:
         erased = False
-        for stored in entries:
+        for stored in answer.entries:
             entry = load_entry(stored, MARKS)
             if entry.before != at.last:
                 raise CorruptRowError(f"entry {at.number + 1} of the log does not follow the one before it")
             view.replay(entry)
             erased = erased or forgets(entry.commits)
             at = Position(at.number + 1, entry.id, at.size + len(stored))
-        if entries:
+        if answer.entries:
+            if at.number == answer.head.length and at.last != answer.head.last:
+                raise CorruptRowError("the head of the log does not name its last entry")
             view.commit(at)
         if erased:
             view.scrub()

@@ -205,6 +205,11 @@ class RedisLog:
     def _answer(self, at: Position, reply: Any) -> Answer:
         """Raises: LostCommitsError: the log is not the one that the caller knows."""
         status, (_, store, *rest), entries = reply
+        if status == b"torn":
+            raise LostCommitsError(
+                f"the server has lost entries of the log of the memory {self._name!r}: a key of it was evicted, "
+                "deleted or cut. Restore the server from a backup"
+            )
         if status == b"lost" or (entries and entry_ids(entries[0])[0] != at.last):
             there = "nothing" if store is None else f"{int(rest[0])} entries"
             raise LostCommitsError(
@@ -263,7 +268,10 @@ class RedisLog:
 
 
 def _head(fields: Sequence[bytes]) -> Head:
-    length, last, size, trimmed, trimmed_size, image, chunks, image_size = fields
-    return Head(
-        int(length), last, int(size), int(trimmed), int(trimmed_size), image.decode(), int(chunks), int(image_size)
-    )
+    try:
+        length, last, size, trimmed, trimmed_size, image, chunks, image_size = fields
+        return Head(
+            int(length), last, int(size), int(trimmed), int(trimmed_size), image.decode(), int(chunks), int(image_size)
+        )
+    except (TypeError, ValueError) as error:
+        raise CorruptRowError(f"the head of the log is damaged: {error}") from error

@@ -28,9 +28,9 @@ def test_a_run_killed_around_its_round_trips(redis_hosts: Hosts, quick_path: Pat
 
 @pytest.mark.slow
 def test_a_run_killed_at_every_round_trip(redis_hosts: Hosts, quick_path: Path) -> None:
-    assert_clean(census(redis_hosts, quick_path, [*cells("redis", "line")[:2], *cells("redis", "fan out")[3:5]]))
+    assert_clean(census(redis_hosts, quick_path, [cells("redis", "line")[0], cells("redis", "fan out")[3]]))
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_many_statements(redis_hosts: Hosts, quick_path: Path) -> None:
-    assert_clean(census(redis_hosts, quick_path, cells("redis sql", "line"), stride=23))
+    assert_clean(census(redis_hosts, quick_path, cells("redis sql", "line"), stride=41))

@@ -6,6 +6,7 @@
 --   news      with the entries that follow the caller's, as many as were asked for
 --   trimmed   what follows is in the image
 --   lost      the log does not hold what the caller has seen of it
+--   torn      it does not hold what its head says
 local function head()
     return redis.call('HMGET', KEYS[1], 'format', 'store', 'length', 'last', 'bytes', 'trimmed', 'trimmed_bytes',
         'image', 'chunks', 'image_bytes')
@@ -16,8 +17,10 @@ if now[2] ~= ARGV[1] then
     return {'lost', now, {}}
 end
 local length, trimmed, position = tonumber(now[3]), tonumber(now[6]), tonumber(ARGV[2])
-if redis.call('LLEN', KEYS[2]) ~= length - trimmed
-    or position > length or (position == length and ARGV[3] ~= now[4]) then
+if redis.call('LLEN', KEYS[2]) ~= length - trimmed then
+    return {'torn', now, {}}
+end
+if position > length or (position == length and ARGV[3] ~= now[4]) then
     return {'lost', now, {}}
 end
 if position < trimmed then
