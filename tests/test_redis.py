@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -41,6 +42,7 @@ from redis_proxy import When, line_to  # noqa: E402
 from redis_server import Server, running  # noqa: E402
 
 from langgraph_memstate import RedisStorage  # noqa: E402
+from langgraph_memstate.storage.base import Prepare, PreparedRow, Settle  # noqa: E402
 
 
 @pytest.fixture
@@ -134,6 +136,20 @@ def test_a_commit_whose_answer_was_lost_lands_once(redis_server: Server, name: s
         assert keys(memory) == ["a", "b0", "c0", "b1", "c1", "b2", "c2"]
         with MemoryStore(redis_server.storage(name)) as other:
             assert keys(other) == keys(memory)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_can_be_done_once_is_done_once(redis_server: Server, name: str, when: When) -> None:
+    """A record that is made twice, or settled twice, is refused; a lost answer must not make it so."""
+    record = Prepare(PreparedRow("p", "index", ("v",), "me", 1.0))
+    with line_to(redis_server.port) as line, closing(RedisStorage(line.url, name=name)) as storage:
+        storage.open()
+        for op in (record, Settle("p"), record):
+            line.breaks = when
+            assert storage.apply(((op,),)) == [None]
+        assert line.broken == 3
+        with storage.snapshot() as reader:
+            assert reader.prepared() == [record.row]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -246,13 +262,21 @@ def lose_the_log(server: Server) -> None:
         client.delete("{memstate:m}:log")
 
 
+def go_back(server: Server) -> None:
+    """As a failover to a replica that had not got the last commit leaves it."""
+    with server.connect() as client:
+        client.rpop("{memstate:m}:log")
+        before = client.lindex("{memstate:m}:log", -1)
+        client.hset("{memstate:m}:head", mapping={"length": 1, "last": before[17:33], "bytes": len(before)})
+
+
 def lose_and_begin_again(server: Server) -> None:
     lose_all(server)
     with MemoryStore(server.storage("m")) as other:
         other.commit(note("a"))
 
 
-@pytest.mark.parametrize("lose", [lose_all, lose_the_last, lose_the_log, lose_and_begin_again])
+@pytest.mark.parametrize("lose", [lose_all, lose_the_last, lose_the_log, go_back, lose_and_begin_again])
 def test_a_process_that_saw_what_is_lost_does_not_go_on(server: Server, lose: Any, tmp_path: Path) -> None:
     replica = tmp_path / "replica.db"
     with (
