@@ -424,7 +424,8 @@ from concurrent.futures import ThreadPoolExecutor
 from langgraph_memstate import Fact, MemoryStore, RedisStorage
 from langgraph_memstate.storage import redis
 redis.IMAGE_AFTER = 20_000
-with MemoryStore(RedisStorage(sys.argv[1], name=sys.argv[2])) as memory, ThreadPoolExecutor(4) as pool:
+replica = sys.argv[4] or None
+with MemoryStore(RedisStorage(sys.argv[1], name=sys.argv[2], replica=replica)) as memory, ThreadPoolExecutor(4) as pool:
     def write(number):
         memory.commit(Fact("note", {"text": "x" * 100}, id=f"{sys.argv[3]}-{number}"))
         memory.update("counter", "all", {"n": number})
@@ -433,11 +434,13 @@ with MemoryStore(RedisStorage(sys.argv[1], name=sys.argv[2])) as memory, ThreadP
 """
 
 
-def test_four_processes_with_four_threads_each(redis_server: Server, name: str) -> None:
+@pytest.mark.parametrize("replica", ["", "replica.db"], ids=["a copy each", "one copy"])
+def test_four_processes_with_four_threads_each(redis_server: Server, name: str, replica: str, tmp_path: Path) -> None:
+    file = tmp_path / replica if replica else ""
     with MemoryStore(redis_server.storage(name)) as memory:
         memory.commit(Fact("counter", {"n": -1}, id="all"))
         with ThreadPoolExecutor(4) as pool:
-            done = list(pool.map(lambda number: python(WRITE, redis_server.url, name, number), range(4)))
+            done = list(pool.map(lambda number: python(WRITE, redis_server.url, name, number, file), range(4)))
         assert [one.stdout.strip() for one in done] == ["[1]"] * 4, [one.stderr for one in done]
         log = list(memory.log())
         assert [entry.seq for entry in log] == list(range(1, 322))

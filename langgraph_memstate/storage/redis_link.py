@@ -198,24 +198,31 @@ class Link:
             StorageError: it refuses.
         """
         deadline = time.monotonic() + self._timeout
-        pause, sent = 0.01, False
+        pause, sent, is_demoted = 0.01, False, False
         while True:
             try:
                 return call()
             except redis.exceptions.MovedError as moved:
                 self._move(moved)
                 cause: Exception = moved
+                failure: StorageError = TransientError(f"{doing}: the cluster moves the memory; try again ({moved})")
             except Away as away:
                 self._use(self._seed)
                 sent = sent or away.sent
-                cause = away.cause
-            except redis.RedisError as error:
-                raise storage_error(error, doing) from error
-            if time.monotonic() + pause > deadline:
                 outcome = "it landed whole or not at all" if sent else "nothing landed"
-                raise TransientError(
+                cause = away.cause
+                failure = TransientError(
                     f"{doing}: the server cannot be reached{f', and {outcome}' if writes else ''} ({cause})"
-                ) from cause
+                )
+            except redis.RedisError as error:
+                cause, failure = error, storage_error(error, doing)
+                if isinstance(failure, ReadOnlyError) and not is_demoted:
+                    is_demoted = True  # after a failover, the address may be another server's
+                    self._pool.disconnect()
+                elif not isinstance(failure, TransientError):
+                    raise failure from error
+            if time.monotonic() + pause > deadline:
+                raise failure from cause
             time.sleep(pause)
             pause = min(pause * 2, 0.5)
 
