@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 import sys
 import threading
 import zlib
@@ -245,6 +246,25 @@ def test_a_refusal_is_one_by_the_latest(redis_server: Server, name: str) -> None
     other.close()
 
 
+def test_a_copy_that_cannot_be_written_follows_later(
+    redis_server: Server, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The commit is in the log by then, so it has landed."""
+    with MemoryStore(redis_server.storage(name)) as memory:
+        memory.commit(note("a"))
+
+        def full(*_: Any) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(memory.storage._view, "commit", full)  # type: ignore[attr-defined]
+        memory.commit(note("b"))
+        assert "disk is full" in caplog.text
+        with pytest.raises(StorageError, match="disk is full"):
+            memory.get("note", "b")
+        monkeypatch.undo()
+        assert [entry.key for entry in memory.log()] == ["a", "b"]
+
+
 # -- images -----------------------------------------------------------------------------------------
 
 
@@ -367,6 +387,18 @@ def test_what_is_forgotten_is_nowhere_in_redis(redis_server: Server, name: str, 
         assert memory.get("note", "kept").payload == {"text": "harmless"}
         for file in (*tmp_path.iterdir(), *memory.storage._folder.iterdir(), *other.storage._folder.iterdir()):  # type: ignore[attr-defined]
             assert not file.is_file() or secret.encode() not in file.read_bytes(), file
+
+
+def test_who_erases_and_dies_is_helped(redis_server: Server, name: str) -> None:
+    """The erasure has landed, and what it erased is still in the log: whoever opens the memory next tidies up."""
+    with MemoryStore(redis_server.storage(name)) as memory, redis_server.connect() as client:
+        memory.commit(note("a", text="the secret"))
+        (outcome,) = memory.storage.apply(((Append((delete("a", ns=("note",)),)), Forget(("note",))),))
+        assert outcome is None
+        assert b"the secret" in contents(client, name)
+        MemoryStore(redis_server.storage(name)).close()
+        assert b"the secret" not in contents(client, name)
+        assert [entry.forgotten for entry in memory.log()] == [True, False]
 
 
 def contents(client: Any, name: str) -> bytes:

@@ -60,6 +60,7 @@ logger = logging.getLogger("langgraph_memstate")
 
 IMAGE_AFTER = 2_000_000  # bytes of log that are read again sooner than an image
 ENTRY_COST = 1_000  # bytes that take as long to read as it takes to run an entry
+_BETWEEN = 100  # entries, at least, from one attempt at an image to the next
 
 _Outcomes = list[BaseException | None]
 
@@ -97,7 +98,7 @@ class RedisStorage(Storage):
         timeout: float = 10.0,
     ) -> None:
         if timeout <= 0 or wait_replicas < 0:
-            raise DatabaseOpenError(f"timeout={timeout!r}, wait_replicas={wait_replicas!r}: neither is negative")
+            raise DatabaseOpenError(f"timeout={timeout!r} is no time, or wait_replicas={wait_replicas!r} no number")
         self._timeout = timeout
         self._wait_replicas = wait_replicas
         self._link = Link(url, timeout)
@@ -107,6 +108,8 @@ class RedisStorage(Storage):
         self._opened: View | None = None
         self._lost: LostCommitsError | None = None
         self._imaging: threading.Thread | None = None
+        self._imaged = -_BETWEEN  # how long the log was when an image was last thought of
+        self._erased = 0  # entries up to the last that erases
         self._turn = threading.RLock()  # to write the copy
         self._pid = 0
 
@@ -117,6 +120,7 @@ class RedisStorage(Storage):
             raise StorageError("this storage is open already; one memory owns one storage")
         self._pid = os.getpid()
         self._lost = None
+        self._imaged, self._erased = -_BETWEEN, 0
         try:
             check_server(self._link, self._log.key)
             head = self._log.open(uuid4().hex).head
@@ -254,19 +258,21 @@ class RedisStorage(Storage):
             raise storage_error(error, "following the log") from error
 
     def _replay(self, view: View, at: Position, answer: Answer) -> None:
-        erased = False
+        erased = 0
         for stored in answer.entries:
             entry = load_entry(stored, MARKS)
             if entry.before != at.last:
                 raise CorruptRowError(f"entry {at.number + 1} of the log does not follow the one before it")
             view.replay(entry)
-            erased = erased or forgets(entry.commits)
             at = Position(at.number + 1, entry.id, at.size + len(stored))
+            if forgets(entry.commits):
+                erased = at.number
         if answer.entries:
             if at.number == answer.head.length and at.last != answer.head.last:
                 raise CorruptRowError("the head of the log does not name its last entry")
             view.commit(at)
         if erased:
+            self._erased = erased
             view.scrub()
 
     # -- images -------------------------------------------------------------------------------------
@@ -282,9 +288,15 @@ class RedisStorage(Storage):
         view.scrub()
 
     def _image_if_due(self, head: Head) -> None:
-        """Begin to store an image where reading the log would take longer than reading one."""
+        """Begin to store an image where reading the log would take longer than reading one.
+
+        Or where the log still holds what was erased: who erased it has died since, or is about to store one.
+        """
         log = head.size - head.trimmed_size + ENTRY_COST * (head.length - head.trimmed)
-        if log > max(IMAGE_AFTER, head.image_size) and (self._imaging is None or not self._imaging.is_alive()):
+        is_due = log > max(IMAGE_AFTER, head.image_size) or head.trimmed < self._erased
+        is_free = self._imaging is None or not self._imaging.is_alive()
+        if is_due and is_free and head.length >= self._imaged + _BETWEEN:
+            self._imaged = head.length
             self._imaging = threading.Thread(target=self._store_image_in_turn, name="memstate-image", daemon=True)
             self._imaging.start()
 
