@@ -16,6 +16,7 @@ from langgraph_memstate.storage.sqlite import SQLiteStorage
 
 if TYPE_CHECKING:
     from langgraph_memstate.storage.postgres import PostgresStorage
+    from langgraph_memstate.storage.redis import RedisStorage
 
 __all__ = [
     "Constraint",
@@ -27,6 +28,7 @@ __all__ = [
     "MemStateStore",
     "MemoryStore",
     "PostgresStorage",
+    "RedisStorage",
     "RollbackNode",
     "SQLiteStorage",
     "TypedReducer",
@@ -40,4 +42,8 @@ def __getattr__(name: str) -> Any:
         from langgraph_memstate.storage.postgres import PostgresStorage
 
         return PostgresStorage
+    if name == "RedisStorage":  # likewise
+        from langgraph_memstate.storage.redis import RedisStorage
+
+        return RedisStorage
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

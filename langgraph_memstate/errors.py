@@ -13,6 +13,7 @@
     |   +-- DiskFullError             no space left
     |   +-- StorageClosedError        used after close()
     |   +-- CorruptRowError           bytes no writer of ours wrote
+    |   +-- LostCommitsError          a server forgot what it had confirmed
     +-- SerializationError            a value that cannot be stored
     +-- DeserializationError          a stored value whose type is unknown or refused
     +-- NamespaceError, KeyTypeError  an address that cannot be stored
@@ -89,6 +90,10 @@ class StorageClosedError(StorageError):
 
 class CorruptRowError(StorageError):
     """A row holds bytes that no writer of this package wrote. It is never read as a wrong value."""
+
+
+class LostCommitsError(StorageError):
+    """A server no longer holds commits that it had confirmed and that this process has seen."""
 
 
 class SerializationError(MemStateError, TypeError):

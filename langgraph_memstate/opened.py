@@ -113,13 +113,13 @@ class OpenedMemory:
         vectors: Any = None,
         vector_sync: VectorSync = "atomic",
     ) -> Self:
-        """Open a memory by URL: a path, ``sqlite:///path`` or ``:memory:``.
+        """Open a memory by URL: a path, ``sqlite:///path``, ``:memory:``, ``postgresql://…`` or ``redis://…``.
 
         Args:
             index: LangGraph's `IndexConfig`: `dims`, `embed`, `fields` (default ``["$"]``, the whole value). An extra
                 `model` names the embedding model where it has no name of its own.
             vectors: a hook, a chromadb client or collection, a `langchain_chroma.Chroma`, or a Qdrant client. Default
-                with `index`: an embedded Chroma beside the SQLite file, and an exact search in SQL for ``:memory:``.
+                with `index`: an embedded Chroma beside the SQLite file, and an exact search in SQL without one.
 
         Raises:
             DatabaseOpenError: the URL names nothing that can be opened.

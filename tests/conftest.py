@@ -31,11 +31,25 @@ def postgres() -> Iterator[Any]:
         yield server
 
 
-@pytest.fixture(params=["file", "in-memory", pytest.param("postgres", marks=pytest.mark.slow)])
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Any]:
+    """A Redis server, started once; see `redis_server.Server`."""
+    pytest.importorskip("redis", reason="the extra [redis] is not installed")
+    sys.path.insert(0, str(Path(__file__).parent))
+    from redis_server import running
+
+    with running() as server:
+        yield server
+
+
+SERVERS = {"postgres": "postgres", "redis": "redis_server"}
+
+
+@pytest.fixture(params=["file", "in-memory", *(pytest.param(name, marks=pytest.mark.slow) for name in SERVERS)])
 def url(request: pytest.FixtureRequest, database: Path) -> Iterator[str]:
-    """What `MemoryStore.open` takes: a SQLite file, then ``:memory:``, and a PostgreSQL server."""
-    if request.param == "postgres":
-        with request.getfixturevalue("postgres").default() as fresh:
+    """What `MemoryStore.open` takes: a SQLite file, then ``:memory:``, and a PostgreSQL and a Redis server."""
+    if request.param in SERVERS:
+        with request.getfixturevalue(SERVERS[request.param]).default() as fresh:
             yield fresh
     else:
         yield str(database) if request.param == "file" else ":memory:"

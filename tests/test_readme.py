@@ -84,6 +84,17 @@ def block(about: str) -> str:
     return found
 
 
+def test_in_redis(redis_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec("from langgraph_memstate import MemoryStore, RedisStorage", names)
+    for line in block("redis://").replace("localhost:6379", f"127.0.0.1:{redis_server.port}").splitlines():
+        with eval(line, names) as memory:
+            assert memory.query() == []
+    assert (tmp_path / "agents.replica.db").is_file()
+    redis_server.remove("agents")
+
+
 def remember(state: State, *, store: BaseStore) -> State:
     store.put(("users", "ada"), "destination", {"text": state["text"]})
     return state

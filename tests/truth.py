@@ -179,7 +179,8 @@ def check_settled(memory: MemoryStore, database: Path) -> None:
 
 def dump(database: Path, *, without: Sequence[str] = ()) -> dict[str, list[tuple[Any, ...]]]:
     """Every row of every table."""
-    names = [name for (name,) in rows(database, "SELECT name FROM sqlite_master WHERE type = 'table'")]
+    tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name <> 'sqlite_sequence'"
+    names = [name for (name,) in rows(database, tables)]
     return {name: sorted(rows(database, f"SELECT * FROM {name}"), key=repr) for name in names if name not in without}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from langgraph_memstate.storage.base import Commit, Reader
+from langgraph_memstate.storage.base import Commit
 from langgraph_memstate.storage.sqlite import SQLiteStorage, storage_error
 from langgraph_memstate.storage.sqlite_read import SQLiteReader
 
@@ -46,7 +46,7 @@ class InMemoryStorage(SQLiteStorage):
             return super().apply(commits)
 
     @contextmanager
-    def snapshot(self) -> Iterator[Reader]:
+    def snapshot(self) -> Iterator[SQLiteReader]:
         with self._turn:
             conn = self._open_writer()
             try:

@@ -25,7 +25,7 @@ from langgraph_memstate.errors import (
     StorageError,
     TransientError,
 )
-from langgraph_memstate.storage.base import Commit, Reader, Storage
+from langgraph_memstate.storage.base import Commit, Storage
 from langgraph_memstate.storage.sqlite_read import SQLiteReader
 from langgraph_memstate.storage.sqlite_write import run_op
 
@@ -141,7 +141,7 @@ class SQLiteStorage(Storage):
             if version < len(MIGRATIONS):
                 conn.execute(f"PRAGMA application_id={APPLICATION_ID}")
                 conn.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
-            conn.execute("INSERT OR IGNORE INTO meta VALUES ('store_id', ?)", (uuid4().hex,))
+            conn.execute("INSERT OR IGNORE INTO meta VALUES ('store_id', ?)", (self._new_id(),))
             (store_id,) = conn.execute("SELECT value FROM meta WHERE key = 'store_id'").fetchone()
             conn.execute("COMMIT")
         except BaseException:
@@ -149,6 +149,9 @@ class SQLiteStorage(Storage):
                 conn.execute("ROLLBACK")
             raise
         return str(store_id)
+
+    def _new_id(self) -> str:
+        return uuid4().hex
 
     def _schema_version(self, conn: sqlite3.Connection) -> int:
         """How many migrations the database has seen: 0 for a new file.
@@ -211,7 +214,7 @@ class SQLiteStorage(Storage):
         self._begin(conn)
         try:
             for commit in commits:
-                outcomes.append(self._apply_one(conn, commit, apart=apart))
+                outcomes.append(self._apply_one(conn, commit, time.time(), apart=apart))
                 if not conn.in_transaction:
                     return outcomes
             conn.execute("COMMIT")
@@ -237,13 +240,13 @@ class SQLiteStorage(Storage):
             else:
                 return
 
-    def _apply_one(self, conn: sqlite3.Connection, commit: Commit, *, apart: bool) -> BaseException | None:
+    def _apply_one(self, conn: sqlite3.Connection, commit: Commit, now: float, *, apart: bool) -> BaseException | None:
         """Run one commit. If it fails, it alone is taken back, or else the transaction; what breaks that is raised."""
         if apart:
             conn.execute("SAVEPOINT one")
         try:
             for op in commit:
-                run_op(conn, op)
+                run_op(conn, op, now)
         except Exception as error:
             if isinstance(error, sqlite3.Error) and not isinstance(error, _OF_ONE_COMMIT):
                 raise
@@ -282,7 +285,7 @@ class SQLiteStorage(Storage):
     # -- reading ------------------------------------------------------------------------------------
 
     @contextmanager
-    def snapshot(self) -> Iterator[Reader]:
+    def snapshot(self) -> Iterator[SQLiteReader]:
         conn = self._take_reader()
         healthy = False
         try:

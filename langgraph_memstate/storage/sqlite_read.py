@@ -92,6 +92,11 @@ class SQLiteReader(Reader):
         row: tuple[Any, ...] | None = self._conn.execute(query, parameters).fetchone()
         return row
 
+    def meta(self, key: str) -> str | None:
+        """What the database says of itself."""
+        row = self._one("SELECT value FROM meta WHERE key = ?", key)
+        return None if row is None else str(row[0])
+
     # -- checkpoints --------------------------------------------------------------------------------
 
     def checkpoint(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:

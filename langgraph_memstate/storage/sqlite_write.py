@@ -1,10 +1,13 @@
-"""How SQLite runs each operation of a commit. Values are bound; no statement contains data."""
+"""How SQLite runs each operation of a commit. Values are bound; no statement contains data.
+
+What an operation leaves behind follows from the rows that were there, the operation and the time it is given, down to
+the ids of rows: whoever runs the same commits in the same order holds the same database.
+"""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,9 +62,12 @@ THIS_STEP = "thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 NOT_LANDED = "NOT EXISTS (SELECT 1 FROM facts WHERE facts.version = staged.version)"  # a copied thread landed it first
 
 
-def run_op(conn: sqlite3.Connection, op: Op) -> None:
-    """Run one operation inside the caller's transaction."""
-    _RUN[type(op)](conn, op)
+def run_op(conn: sqlite3.Connection, op: Op, now: float) -> None:
+    """Run one operation inside the caller's transaction, which commits at `now` (seconds since 1970)."""
+    if isinstance(op, Append):
+        _append(conn, op, now)
+    else:
+        _RUN[type(op)](conn, op)
 
 
 # -- checkpoints ------------------------------------------------------------------------------------
@@ -199,7 +205,7 @@ def _expect(conn: sqlite3.Connection, op: Expect) -> None:
             raise CommitRaced(f"thread {step.thread_id} went on meanwhile")
 
 
-def _append(conn: sqlite3.Connection, op: Append) -> None:
+def _append(conn: sqlite3.Connection, op: Append, now: float) -> None:
     (last,) = conn.execute("SELECT coalesce(max(seq), 0) FROM facts").fetchone()
     seq = last
     unknown = _indexes_besides(conn, op.indexes)
@@ -216,7 +222,7 @@ def _append(conn: sqlite3.Connection, op: Append) -> None:
             continue
         created_at = draft.created_at or (old[1] if old and not expired else draft.ts)
         seq += 1
-        _log(conn, seq, last + 1, ns, draft, old[0] if old else None, created_at)
+        _log(conn, (seq, last + 1, now), ns, draft, old[0] if old else None, created_at)
         if draft.op == "delete":
             conn.execute("DELETE FROM items WHERE ns = ? AND key = ?", (ns, draft.key))
         else:
@@ -234,8 +240,15 @@ def _append(conn: sqlite3.Connection, op: Append) -> None:
 
 
 def _log(
-    conn: sqlite3.Connection, seq: int, commit_id: int, ns: str, draft: Draft, supersedes: str | None, created_at: float
+    conn: sqlite3.Connection,
+    place: tuple[int, int, float],
+    ns: str,
+    draft: Draft,
+    supersedes: str | None,
+    created_at: float,
 ) -> None:
+    """`place`: sequence, the first sequence of the commit, and when that commits."""
+    seq, commit_id, committed_at = place
     origin = draft.origin
     conn.execute(
         f"INSERT INTO facts VALUES ({', '.join('?' * 25)})",
@@ -243,7 +256,7 @@ def _log(
             seq, draft.version, commit_id, ns, draft.key, draft.op, draft.type, draft.value, supersedes,
             draft.undoes, created_at if draft.op == "put" else None, _json(draft.index), draft.ttl,
             draft.schema, draft.schema_version, origin.thread_id, origin.checkpoint_ns, origin.checkpoint_id,
-            origin.task_id, origin.node, origin.run_id, origin.actor, origin.reason, draft.ts, time.time(),
+            origin.task_id, origin.node, origin.run_id, origin.actor, origin.reason, draft.ts, committed_at,
         ),
     )  # fmt: skip
 
@@ -252,7 +265,8 @@ def _retire_vectors(conn: sqlite3.Connection, version: str) -> None:
     conn.execute("DELETE FROM outbox WHERE version = ? AND op <> 'delete'", (version,))
     conn.execute(
         "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
-        "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors WHERE version = ? AND index_name <> ?",
+        "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors WHERE version = ? AND index_name <> ? "
+        "ORDER BY id",
         (version, EXACT),
     )
 
@@ -274,7 +288,7 @@ def _forget(conn: sqlite3.Connection, op: Forget) -> None:
     conn.execute(
         "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
         "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
-        f"WHERE version IN {versions} AND index_name <> ?",
+        f"WHERE version IN {versions} AND index_name <> ? ORDER BY id",
         (*parameters, EXACT),
     )
     hashes = conn.execute(
@@ -362,7 +376,7 @@ def _outbox_done(conn: sqlite3.Connection, op: OutboxDone) -> None:
     conn.executemany(
         "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
         "SELECT index_name, 'upsert', vector_id, version, 0 FROM vectors JOIN items USING (version) "
-        "WHERE index_name = ? AND vector_id = ?",
+        "WHERE index_name = ? AND vector_id = ? ORDER BY id",
         removed,
     )
     conn.executemany(
@@ -385,7 +399,7 @@ def _rebuild_index(conn: sqlite3.Connection, op: RebuildIndex) -> None:
     conn.execute(
         "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
         "SELECT index_name, 'upsert', vector_id, version, 0 FROM items JOIN vectors USING (version) "
-        "WHERE index_name = ? ORDER BY items.seq",
+        "WHERE index_name = ? ORDER BY items.seq, ord",
         (op.index,),
     )
 
@@ -393,7 +407,8 @@ def _rebuild_index(conn: sqlite3.Connection, op: RebuildIndex) -> None:
 def _queue_index(conn: sqlite3.Connection, op: QueueIndex) -> None:
     conn.executemany(
         "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
-        "SELECT index_name, 'upsert', vector_id, version, 0 FROM vectors WHERE index_name = ? AND vector_id = ?",
+        "SELECT index_name, 'upsert', vector_id, version, 0 FROM vectors WHERE index_name = ? AND vector_id = ? "
+        "ORDER BY id",
         [(op.index, vector_id) for vector_id in op.upserts],
     )
     conn.executemany(
@@ -432,7 +447,6 @@ _RUN: dict[type, Run] = {
     Stage: _stage,
     Unstage: _unstage,
     Drain: _drain,
-    Append: _append,
     CheckUnchanged: check_unchanged,
     CheckUnique: check_unique,
     Touch: _touch,

@@ -105,6 +105,13 @@ _NEVER_WHEN_SETTLED = {
 }
 
 
+def rows_of(path: Path) -> dict[str, Rows]:
+    """Every row of every table, as the ids in it order them."""
+    with closing(sqlite3.connect(path)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall()
+        return {name: sorted(connection.execute(f"SELECT * FROM {name}").fetchall(), key=repr) for (name,) in tables}
+
+
 def facts_of_checkpoints(path: Path, thread_id: str) -> dict[str, set[str]]:
     """By checkpoint id of a thread's root graph, the keys of the items that were current as it committed."""
     with closing(sqlite3.connect(path)) as connection:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import os
 import shutil
 import sqlite3
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
 
-from audit import audit, facts_of_checkpoints, journal_ids, untrue_search, vector_ids
+from audit import audit, facts_of_checkpoints, journal_ids, rows_of, untrue_search, vector_ids
 from forks import KILLED, KillSwitch, in_child
 from journal_hook import INDEX, JournalHook
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -30,13 +31,15 @@ from langgraph.store.base import BaseStore
 from langgraph.store.sqlite import SqliteStore
 from langgraph.store.sqlite.aio import AsyncSqliteStore
 
-from langgraph_memstate import MemoryStore, SQLiteStorage
+from langgraph_memstate import MemoryStore, RedisStorage, SQLiteStorage
 from langgraph_memstate import search as searching
+from langgraph_memstate.storage.base import Storage
 
 DURABILITIES = ("sync", "async", "exit")
 NAMESPACE = ("memories",)
 THREAD = {"configurable": {"thread_id": "t"}}
 PAUSE = 0.02  # seconds
+SERVER = "MEMSTATE_REDIS"  # where the environment names a Redis server
 
 
 class Boom(Exception):
@@ -49,13 +52,21 @@ class State(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to run a graph. `side`: memstate (with a `JournalHook`), chroma (memstate with Chroma) or upstream."""
+    """One way to run a graph.
+
+    `side`: memstate (with a `JournalHook`), chroma (memstate with Chroma), upstream, or redis (memstate on the server
+    that the environment names, killed around its round trips; "redis sql": at every statement as well).
+    """
 
     side: str
     graph: str
     sync: bool
     durability: str
     vector_sync: Any = "atomic"
+
+    @property
+    def is_on_redis(self) -> bool:
+        return self.side.startswith("redis")
 
     def __str__(self) -> str:
         face = "sync" if self.sync else "async"
@@ -116,13 +127,19 @@ class Env:
         return [item.key for item in await self.store.asearch(NAMESPACE, limit=1000)]
 
 
+def storage_of(cell: Cell, path: Path) -> Storage:
+    if cell.is_on_redis:
+        return RedisStorage(os.environ[SERVER], name=path.name, replica=path / "memory.db")
+    return SQLiteStorage(path / "memory.db")
+
+
 @asynccontextmanager
 async def opened(cell: Cell, path: Path, phase: int, point: Callable[[], None] = lambda: None) -> AsyncIterator[Env]:
     async with AsyncExitStack() as stack:
         if cell.side != "upstream":
             searching.EXACT_BELOW = -1  # ask the index, however few candidates there are
             searching._FLOOR = 1
-            memory = MemoryStore(SQLiteStorage(path / "memory.db"), index=INDEX, vector_sync=cell.vector_sync)
+            memory = MemoryStore(storage_of(cell, path), index=INDEX, vector_sync=cell.vector_sync)
             stack.callback(memory.close)
             if cell.side == "chroma":
                 from langgraph_memstate.hooks.chroma import ChromaSyncHook
@@ -274,7 +291,10 @@ def play(cell: Cell, path: Path, phase: int = 0, at: int = 0) -> None:
 
     async def run() -> None:
         switch = KillSwitch(at)
-        switch.watch_sqlite()
+        if cell.is_on_redis:
+            switch.watch_redis()
+        if cell.side != "redis":
+            switch.watch_sqlite()
         async with opened(cell, path, phase, switch.point) as env:
             switch.armed = True
             await go_on(env)
@@ -306,7 +326,9 @@ def survey(cell: Cell, path: Path, died: bool) -> Count:
                 result.violations += _disagreements(env.memory, path / "memory.db")
         if env.memory is not None:
             result.violations += audit(path / "memory.db", settled=True)
-        if cell.side == "memstate":
+        if cell.is_on_redis:
+            result.violations += _differences(path)
+        if cell.side not in ("upstream", "chroma"):
             held, wanted = journal_ids(path / "index.journal"), vector_ids(path / "memory.db")
             if held != wanted:
                 result.violations.append(f"index: {len(held - wanted)} too many, {len(wanted - held)} missing")
@@ -324,6 +346,13 @@ def _disagreements(memory: MemoryStore, database: Path) -> list[str]:
         if not compare(log, sorted(facts[stored.checkpoint["id"]])).clean:
             found.append(f"checkpoint {stored.metadata} does not agree with the facts of its time")
     return found
+
+
+def _differences(path: Path) -> list[str]:
+    """Whether a process that starts with nothing comes to the same rows as the file that outlived the deaths."""
+    with closing(RedisStorage(os.environ[SERVER], name=path.name)) as storage:
+        storage.open()
+        return [] if rows_of(storage._view._path) == rows_of(path / "memory.db") else ["the copies differ"]
 
 
 class frozen_outbox:
@@ -359,7 +388,10 @@ def take_census(cell: Cell, root: str, phase: int = 0, first: int = 1, stride: i
     saved = _saved(start / "memory.db") if cell.side != "upstream" else []
     for at in count(first, stride):
         path = Path(root) / uuid4().hex
-        shutil.copytree(start, path)
+        if cell.is_on_redis:
+            path.mkdir()
+        else:
+            shutil.copytree(start, path)
         killed = in_child(play, cell, path, phase, at) is KILLED
         death = in_child(survey, cell, path, killed)
         death.violations += _run_again(path, saved)

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 PRELOAD = (
     "langgraph_memstate",
     "langgraph_memstate.hooks.chroma",
+    "langgraph_memstate.storage.redis",
     "chromadb",
     "langgraph.graph",
     "langgraph.checkpoint.sqlite.aio",
@@ -136,6 +137,20 @@ class KillSwitch:
             return connection
 
         sqlite3.connect = watched  # type: ignore[assignment]
+
+    def watch_redis(self) -> None:
+        """Make a point of the moment before each round trip to Redis, and of that after."""
+        from langgraph_memstate.storage.redis_link import Link
+
+        inner = Link._with_connection
+
+        def watched(link: Link, call: Callable[[Any], Any]) -> Any:
+            self.point()
+            answer = inner(link, call)
+            self.point()
+            return answer
+
+        Link._with_connection = watched  # type: ignore[method-assign]
 
 
 def kill_this_process() -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,7 @@ def _no_transaction() -> None:
         conn = self._open_writer()
         for commit in commits:
             for op in commit:
-                sqlite_write.run_op(conn, op)
+                sqlite_write.run_op(conn, op, time.time())
         return [None] * len(commits)
 
     SQLiteStorage.apply = apply  # type: ignore[method-assign]
@@ -83,11 +84,11 @@ def _no_transaction() -> None:
 
 def _swallowed_error() -> None:
     def apply_one(
-        self: SQLiteStorage, conn: sqlite3.Connection, commit: Commit, *, alone: bool
+        self: SQLiteStorage, conn: sqlite3.Connection, commit: Commit, now: float, *, alone: bool
     ) -> BaseException | None:
         try:
             for op in commit:
-                sqlite_write.run_op(conn, op)
+                sqlite_write.run_op(conn, op, time.time())
         except Exception as error:
             return error  # and what the commit did before it stays in the transaction
         return None

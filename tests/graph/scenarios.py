@@ -33,7 +33,7 @@ from langgraph.store.sqlite import SqliteStore
 from langgraph.store.sqlite.aio import AsyncSqliteStore
 from langgraph.types import CachePolicy, Command, RetryPolicy, Send, TimeoutPolicy, interrupt
 
-from langgraph_memstate import MemoryStore, PostgresStorage
+from langgraph_memstate import MemoryStore, PostgresStorage, RedisStorage
 
 NAMESPACE = ("memories",)
 THREAD = {"configurable": {"thread_id": "t"}}
@@ -890,6 +890,10 @@ def _sync_side(side: str, path: Path) -> Iterator[tuple[Any, Any]]:
         elif side.startswith("postgresql://"):
             schema = "s" + md5(str(path).encode()).hexdigest()
             memory = stack.enter_context(MemoryStore(PostgresStorage(side, schema=schema)))
+            yield memory.checkpointer, memory.store
+        elif side.startswith("redis://"):
+            name = md5(str(path).encode()).hexdigest()
+            memory = stack.enter_context(MemoryStore(RedisStorage(side, name=name)))
             yield memory.checkpointer, memory.store
         else:
             saver = stack.enter_context(SqliteSaver.from_conn_string(str(path / "saver.db")))

@@ -71,16 +71,17 @@ def registered(new_storage: NewStorage, face: type[Any] | None) -> RegisteredChe
     return fresh
 
 
-@pytest.fixture(params=["file", "in-memory", "postgres"])
+@pytest.fixture(params=["file", "in-memory", "postgres", "redis"])
 def new_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewStorage]:
     if request.param == "file":
         yield lambda number: SQLiteStorage(tmp_path / f"conformance-{number}.db")
     elif request.param == "in-memory":
         yield lambda number: InMemoryStorage()
     else:
-        server = request.getfixturevalue("postgres")
-        with ExitStack() as schemas:
-            yield lambda number: server.storage(schemas.enter_context(server.schema()))
+        server = request.getfixturevalue("postgres" if request.param == "postgres" else "redis_server")
+        fresh = server.schema if request.param == "postgres" else server.memory
+        with ExitStack() as names:
+            yield lambda number: server.storage(names.enter_context(fresh()))
 
 
 async def run(suite: RegisteredCheckpointer) -> tuple[CapabilityReport, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from collections.abc import Iterable
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,20 @@ def test_a_step_and_its_memory_land_together(name: str, fresh_process: Any, tmp_
 QUICK = ("a_node_is_retried", "a_sibling_fails", "an_interrupt_is_resumed", "a_subgraph_fails_in_its_second_step")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in scenarios.SCENARIOS]
-)
+def quick_first(names: Iterable[str]) -> list[Any]:
+    return [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in names if name not in QUICK)]
+
+
+@pytest.mark.parametrize("name", quick_first(scenarios.SCENARIOS))
 def test_they_land_together_on_postgres(name: str, fresh_process: Any, tmp_path: Path, postgres: Any) -> None:
     wrong = {cell: faults for cell, faults in deviations(fresh_process, postgres.uri, name, tmp_path).items() if faults}
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", quick_first([*scenarios.SCENARIOS][::4]))
+def test_they_land_together_on_redis(name: str, fresh_process: Any, tmp_path: Path, redis_server: Any) -> None:
+    url = redis_server.url
+    wrong = {cell: faults for cell, faults in deviations(fresh_process, url, name, tmp_path).items() if faults}
     assert not wrong
 
 
