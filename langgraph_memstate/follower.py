@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from langgraph_memstate import prepared
 from langgraph_memstate.commit import Writer
@@ -23,17 +23,19 @@ from langgraph_memstate.errors import (
     VectorSyncError,
 )
 from langgraph_memstate.facts import Draft, IndexPaths, Record
-from langgraph_memstate.hooks.base import IndexState, SyncHook
-from langgraph_memstate.index import VectorIndex
+from langgraph_memstate.hooks.base import IndexState, SyncHook, Vector
+from langgraph_memstate.index import VectorIndex, to_bytes
 from langgraph_memstate.storage.base import (
     Commit,
     EmbeddingRow,
+    IndexedRow,
     Op,
     OutboxDone,
     OutboxFailed,
     OutboxRow,
     PreparedRow,
     PutEmbeddings,
+    PutIndexed,
     PutVectors,
     QueueIndex,
     Reader,
@@ -226,13 +228,17 @@ class Follower:
     def _embed(self, index: VectorIndex, waiting: Sequence[tuple[int, Record | None, IndexPaths]]) -> None:
         if waiting:
             drafts = [draft_of(record, paths) for _, record, paths in waiting if record is not None]
-            rows, fresh, _ = index.embed(drafts, self._storage)
+            rows, fresh, vectors = index.embed(drafts, self._storage)
             done = tuple(OutboxRow(id_, index.name, "embed", "", None, 0) for id_, _, _ in waiting)
-            self._writer.land((*self._bind(index, rows, fresh), OutboxDone(done)))
+            self._writer.land((*self._bind(index, rows, fresh, vectors), OutboxDone(done)))
 
     @staticmethod
-    def _bind(index: VectorIndex, rows: Sequence[VectorRow], fresh: Sequence[EmbeddingRow]) -> Commit:
-        """Give versions that are in the log already their vectors; the index gets them through the outbox."""
+    def _bind(
+        index: VectorIndex, rows: Sequence[VectorRow], fresh: Sequence[EmbeddingRow], vectors: Mapping[str, Vector]
+    ) -> Commit:
+        """Give versions that are in the log already their vectors; the index gets them through the outbox, if at all"""
+        if index.is_kept:
+            return (PutEmbeddings(tuple(fresh)), PutVectors(tuple(rows), frozenset()), indexed(index, rows, vectors))
         deferred = frozenset((index.name,)) if index.hook is not None else frozenset()
         return (PutEmbeddings(tuple(fresh)), PutVectors(tuple(rows), deferred))
 
@@ -352,12 +358,12 @@ class Follower:
         self, index: VectorIndex, missing: Sequence[str], orphaned: Sequence[str], unembedded: Sequence[Draft]
     ) -> None:
         """Queue what makes an index equal to SQL: entries that failed for good are tried again."""
-        rows, fresh, _ = index.embed(unembedded, self._storage)
+        rows, fresh, vectors = index.embed(unembedded, self._storage)
         with self._storage.snapshot() as reader:
             failed = [row for row in reader.outbox(index.name, due=None, limit=1_000_000_000) if row.attempts]
         self._writer.land(
             (
-                *self._bind(index, rows, fresh),
+                *self._bind(index, rows, fresh, vectors),
                 QueueIndex(index.name, tuple(missing), tuple(orphaned)),
                 OutboxFailed(tuple(row.id for row in failed), "repair", 0.0),
             )
@@ -386,6 +392,14 @@ def _applicable(reader: Reader, index: VectorIndex, *, due: float, limit: int) -
     """Due entries, but for vectors that a commit under way has prepared: it decides what becomes of them."""
     prepared = {id_ for row in reader.prepared() if row.index_name == index.name for id_ in row.vector_ids}
     return [row for row in reader.outbox(index.name, due=due, limit=limit) if row.vector_id not in prepared]
+
+
+def indexed(index: VectorIndex, rows: Sequence[VectorRow], vectors: Mapping[str, Vector]) -> PutIndexed:
+    """What a commit puts into an index that the database keeps itself."""
+    return PutIndexed(
+        index.name,
+        tuple(IndexedRow(row.vector_id, row.version, to_bytes(vectors[row.vector_id])) for row in rows),
+    )
 
 
 def draft_of(record: Record, paths: IndexPaths) -> Draft:

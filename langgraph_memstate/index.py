@@ -72,6 +72,16 @@ class VectorIndex:
         return self.embedder.model
 
     @property
+    def is_kept(self) -> bool:
+        """Whether the database keeps the index itself: commits write it, and there is nothing to apply."""
+        return self.hook is not None and self.hook.capabilities.transactional
+
+    @property
+    def generation(self) -> int:
+        """Which of its rebuilds this is."""
+        return self._generation
+
+    @property
     def follows(self) -> bool:
         """Whether this process applies the index's work; else search scans SQL."""
         return self.hook is not None and self.state is IndexState.OK

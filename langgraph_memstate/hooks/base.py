@@ -47,7 +47,7 @@ class IndexState(Enum):
 class Capabilities:
     """What a hook can do.
 
-    `transactional`: applies inside the storage's own transaction, so it needs no outbox.
+    `transactional`: the storage keeps the index and writes it in the transaction of the facts; see `SyncHook.join`.
     `multiprocess`: several processes may write and read the same index at once.
     `max_batch`: vectors per `apply` call.
     `keeps_removed`: what was removed stays in its files until `reset`, which leaves nothing of it.
@@ -86,6 +86,10 @@ class SyncHook(ABC):
     embedding: Any = None
     """A LangChain `Embeddings` or a function from texts to vectors; None leaves it to the memory's index."""
     capabilities: Capabilities = Capabilities()
+
+    def join(self, table: Any) -> None:
+        """Be handed the index that the storage keeps (`IndexTable`), before `open`. Only transactional hooks are."""
+        raise NotImplementedError(f"{type(self).__name__} says that it is transactional, and joins no storage")
 
     @abstractmethod
     def open(self, spec: IndexSpec) -> IndexState:

@@ -83,6 +83,17 @@ class _BinaryTextDumper(_TextDumper):
     format: ClassVar[Format] = Format.BINARY  # type: ignore[misc]
 
 
+class Encoded(bytes):
+    """A parameter in the binary form of whatever type its place in the statement has."""
+
+
+class _EncodedDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Encoded) -> Buffer:
+        return bytes(obj)
+
+
 class _TextLoader(Loader):
     def load(self, data: Buffer) -> str:
         text = bytes(data)
@@ -107,6 +118,7 @@ def connect(conninfo: str) -> Connection:
     dumpers: tuple[type[Dumper], ...] = (_BinaryTextDumper, _TextDumper)
     for dumper in dumpers:
         conn.adapters.register_dumper(str, dumper)
+    conn.adapters.register_dumper(Encoded, _EncodedDumper)
     for loader in (_TextLoader, _BinaryTextLoader):
         conn.adapters.register_loader("text", loader)
     return conn

@@ -26,6 +26,7 @@ from langgraph_memstate.storage.base import (
 )
 from langgraph_memstate.storage.postgres_checks import AT
 from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
+from langgraph_memstate.storage.postgres_vectors import Places, fill, remove, retire
 
 _QUEUE = "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
 _FACT = (
@@ -39,8 +40,9 @@ Current = tuple[str, float, float | None]
 """An item as far as its successor asks: version, when it came to be, when it expires."""
 
 
-def append(conn: Connection, op: Append) -> None:
+def append(conn: Connection, op: Append, places: Places) -> None:
     addresses = list({(encode_namespace(draft.namespace), draft.key) for draft in op.drafts})
+    places.ask()
     last = run(conn, "SELECT coalesce(max(seq), 0) FROM facts")
     names = run(conn, "SELECT name FROM indexes ORDER BY name")
     landed = run(
@@ -54,7 +56,7 @@ def append(conn: Connection, op: Append) -> None:
     for draft in op.drafts:
         appended.take(draft, op.if_expired)
     appended.write(conn)
-    _retire_vectors(conn, appended.superseded)
+    _retire_vectors(conn, appended.superseded, places)
     unknown = [name for (name,) in names.fetchall() if name not in op.indexes]
     fresh = [row[2] for row, is_indexed in appended.items.values() if is_indexed]
     leave = [(index, version) for version in fresh for index in unknown]
@@ -132,19 +134,20 @@ class _Appended:
         )
 
 
-def _retire_vectors(conn: Connection, versions: Sequence[str]) -> None:
+def _retire_vectors(conn: Connection, versions: Sequence[str], places: Places) -> None:
     if not versions:
         return
+    retire(conn, versions, places)
     run(conn, "DELETE FROM outbox WHERE version = ANY(%s::text[]) AND op <> 'delete'", versions)
     run(
         conn,
         _QUEUE + "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
-        "WHERE version = ANY(%s::text[]) AND index_name <> %s ORDER BY id",
-        versions, EXACT,
+        "WHERE version = ANY(%s::text[]) AND index_name <> ALL(%s::text[]) ORDER BY id",
+        versions, [EXACT, *places.by_name],
     )  # fmt: skip
 
 
-def forget(conn: Connection, op: Forget) -> None:
+def forget(conn: Connection, op: Forget, places: Places) -> None:
     where = "ns >= %(low)s AND ns < %(high)s"
     bound: dict[str, Any] = {}
     bound["low"], bound["high"] = namespace_range(op.prefix)
@@ -159,9 +162,12 @@ def forget(conn: Connection, op: Forget) -> None:
     run(
         conn,
         _QUEUE + "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
-        f"WHERE version IN {versions} AND index_name <> %(exact)s ORDER BY id",
-        exact=EXACT, **bound,
+        f"WHERE version IN {versions} AND index_name <> ALL(%(without)s::text[]) ORDER BY id",
+        without=[EXACT, *places.by_name], **bound,
     )  # fmt: skip
+    if places.by_name:
+        gone = run(conn, f"SELECT DISTINCT version FROM vectors WHERE version IN {versions}", **bound)
+        retire(conn, [version for (version,) in gone.fetchall()], places)
     of_model = "vectors JOIN indexes ON name = index_name"
     hashes = run(
         conn, f"SELECT DISTINCT model, text_hash FROM {of_model} WHERE version IN {versions}", **bound
@@ -290,9 +296,12 @@ def outbox_failed(conn: Connection, op: OutboxFailed) -> None:
     )  # fmt: skip
 
 
-def rebuild_index(conn: Connection, op: RebuildIndex) -> None:
+def rebuild_index(conn: Connection, op: RebuildIndex, places: Places) -> None:
     run(conn, "DELETE FROM prepared WHERE index_name = %s", op.index)
     run(conn, "DELETE FROM outbox WHERE index_name = %s AND op <> 'embed'", op.index)
+    if (place := places.by_name.get(op.index)) is not None:
+        fill(conn, op.index, place)
+        return
     run(
         conn,
         _QUEUE + "SELECT index_name, 'upsert', vector_id, version, 0 FROM items JOIN vectors USING (version) "
@@ -301,7 +310,11 @@ def rebuild_index(conn: Connection, op: RebuildIndex) -> None:
     )
 
 
-def queue_index(conn: Connection, op: QueueIndex) -> None:
+def queue_index(conn: Connection, op: QueueIndex, places: Places) -> None:
+    if (place := places.by_name.get(op.index)) is not None:
+        fill(conn, op.index, place, list(op.upserts))
+        remove(conn, place, op.deletes)
+        return
     run(
         conn,
         _QUEUE + "SELECT index_name, 'upsert', vector_id, version, 0 FROM vectors "

@@ -29,6 +29,8 @@ from langgraph_memstate.storage.base import (
     AncestorWrite,
     Blob,
     Claim,
+    Nearest,
+    Neighbours,
     OutboxRow,
     PreparedRow,
     PutIndexMeta,
@@ -46,6 +48,7 @@ from langgraph_memstate.storage.checks import makes_claim
 from langgraph_memstate.storage.packing import unpacked
 from langgraph_memstate.storage.postgres_checks import narrowed, sought
 from langgraph_memstate.storage.postgres_link import Connection, run
+from langgraph_memstate.storage.postgres_vectors import VectorTables, neighbours
 from langgraph_memstate.storage.postgres_write import NOT_LANDED, THIS_STEP
 from langgraph_memstate.storage.rows import COLUMNS, ITEM, LOG, load_paths, log_entry_of, record_of, scored_of
 
@@ -79,13 +82,14 @@ _cursors = count(1)
 class PostgresReader(Reader):
     """Reads of one open transaction. With `seq`, items are those of that moment."""
 
-    def __init__(self, conn: Connection, seq: int | None = None) -> None:
+    def __init__(self, conn: Connection, tables: VectorTables, seq: int | None = None) -> None:
         self._conn = conn
+        self._tables = tables
         self._seq = seq
         self._items = "items" if seq is None else _PAST
 
     def as_of(self, seq: int) -> PostgresReader:
-        return PostgresReader(self._conn, seq)
+        return PostgresReader(self._conn, self._tables, seq)
 
     def _item_rows(self, query: str, **parameters: Any) -> Iterator[tuple[Any, ...]]:
         return iter(run(self._conn, query, **parameters, seq=self._seq))
@@ -346,6 +350,12 @@ class PostgresReader(Reader):
             index=index, model=model, ids=list(ids), now=now,
         )  # fmt: skip
         return list(map(scored_of, rows))
+
+    def nearest(self, question: Nearest) -> Neighbours | None:
+        place = self._tables.places.get(question.index)
+        if place is None or self._tables.extension is None or self._seq is not None:
+            return None
+        return neighbours(self._conn, place, self._tables.extension, question)
 
     def vector_ids(self, index: str, after: int = 0) -> Iterator[str]:
         rows = self._stream(

@@ -202,6 +202,17 @@ CREATE INDEX outbox_to_embed ON outbox (index_name, id) WHERE op = 'embed';
 CREATE INDEX outbox_by_vector ON outbox (vector_id);
 CREATE INDEX outbox_by_version ON outbox (version);
 
+-- Indexes that are kept in here (pgvector), each in a table `vectors_<number>`: exactly the vectors of what is current.
+CREATE TABLE vector_tables (
+    index_name text COLLATE "C" PRIMARY KEY,
+    number     bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+    element    text NOT NULL CHECK (element IN ('vector', 'halfvec')),
+    store_id   text NOT NULL,
+    generation bigint NOT NULL,
+    dims       integer NOT NULL,
+    model      text COLLATE "C" NOT NULL
+);
+
 CREATE TABLE prepared (
     id         text COLLATE "C" PRIMARY KEY,
     index_name text COLLATE "C" NOT NULL,
