@@ -77,6 +77,11 @@ class VectorIndex:
         return self.hook is not None and self.hook.capabilities.transactional
 
     @property
+    def has_outbox(self) -> bool:
+        """Whether commits leave it work, or may."""
+        return self.hook is not None and not self.is_kept
+
+    @property
     def generation(self) -> int:
         """Which of its rebuilds this is."""
         return self._generation

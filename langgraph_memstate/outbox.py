@@ -87,7 +87,7 @@ class Outbox(Follower):
             # Vectors come before the log, so that a version superseded in this very commit gives its vector back.
             vectors = PutVectors(tuple(plan.rows), deferred)
             self._land(plan, atomic, self.plain(drafts, (*before, vectors), (*plan.kept, *after)))
-        if drafts:
+        if drafts and any(index.has_outbox for index in self.indexes):
             self._wake.set()
 
     def _is_atomic(self, index: VectorIndex) -> bool:
