@@ -97,7 +97,7 @@ class SyncHook(ABC):
 
     @abstractmethod
     def reset(self, spec: IndexSpec) -> None:
-        """Leave an empty index that carries `spec`."""
+        """Leave an empty index that carries `spec`; a transactional one holds what its database says."""
 
     @abstractmethod
     def apply(self, upserts: Sequence[VectorRecord], deletes: Sequence[str]) -> None:

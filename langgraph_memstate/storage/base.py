@@ -416,7 +416,10 @@ class QueueIndex:
 
 @dataclass(frozen=True, slots=True)
 class RebuildIndex:
-    """The index is empty: queue everything current. Commits that had prepared vectors in it have to start again."""
+    """The index is empty: queue everything current. Commits that had prepared vectors in it have to start again.
+
+    One that the database keeps has been made of what is current, and has no queue.
+    """
 
     index: str
 
@@ -724,7 +727,7 @@ class IndexTable(ABC):
 
     @abstractmethod
     def make(self, built: BuiltFrom) -> None:
-        """An empty one in place of what is there."""
+        """A new one in place of what is there. It holds the vectors of what is current; those calls put in are gone."""
 
     @abstractmethod
     def put(self, built: BuiltFrom, rows: Sequence[tuple[str, Namespace, bytes]], deletes: Sequence[str]) -> None:

@@ -299,9 +299,8 @@ def outbox_failed(conn: Connection, op: OutboxFailed) -> None:
 def rebuild_index(conn: Connection, op: RebuildIndex, places: Places) -> None:
     run(conn, "DELETE FROM prepared WHERE index_name = %s", op.index)
     run(conn, "DELETE FROM outbox WHERE index_name = %s AND op <> 'embed'", op.index)
-    if (place := places.by_name.get(op.index)) is not None:
-        fill(conn, op.index, place)
-        return
+    if op.index in places.by_name:
+        return  # it was made of what is current
     run(
         conn,
         _QUEUE + "SELECT index_name, 'upsert', vector_id, version, 0 FROM items JOIN vectors USING (version) "

@@ -34,8 +34,9 @@ class PostgresIndexTable(IndexTable):
         return built
 
     def make(self, built: BuiltFrom) -> None:
-        with self._writing() as conn:
-            place = vectors.make(conn, self._name, built)
+        assert self._tables.extension is not None
+        with self._writing() as conn, conn.pipeline():
+            place = vectors.make(conn, self._name, built, self._tables.extension)
         self._tables.places[self._name] = place
 
     def put(self, built: BuiltFrom, rows: Sequence[tuple[str, Namespace, bytes]], deletes: Sequence[str]) -> None:

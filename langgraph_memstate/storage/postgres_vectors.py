@@ -122,9 +122,7 @@ def remove(conn: Connection, place: Place, ids: Sequence[str]) -> None:
 
 
 def fill(conn: Connection, name: str, place: Place, ids: Sequence[str] | None = None) -> None:
-    """Put in what is current, of these vectors or of all; a graph is built several times faster after its vectors."""
-    if ids is None:
-        run(conn, f"DROP INDEX IF EXISTS {place.table}_graph")
+    """Put in what is current, of these vectors or of all."""
     last = 0
     while True:
         rows = run(
@@ -138,19 +136,15 @@ def fill(conn: Connection, name: str, place: Place, ids: Sequence[str] | None = 
         ).fetchall()  # fmt: skip
         _insert(conn, place, [IndexedRow(*row) for _, *row in rows])
         if len(rows) < _CHUNK:
-            break
+            return
         last = rows[-1][0]
-    if ids is None:
-        (dims,) = run(conn, "SELECT dims FROM vector_tables WHERE index_name = %s", name).fetchall()[0]
-        _build_graph(conn, place, dims)
-        run(conn, f"ANALYZE {place.table}")
 
 
 # -- the tables -------------------------------------------------------------------------------------
 
 
-def make(conn: Connection, name: str, built: BuiltFrom) -> Place:
-    """An empty table in place of the one that the index has."""
+def make(conn: Connection, name: str, built: BuiltFrom, schema: str) -> Place:
+    """A table of what is current, in place of the one that the index has."""
     if built.dims > MOST_DIMS:
         raise IndexConfigError(f"index {name!r}: pgvector takes up to {MOST_DIMS:,} dimensions, not {built.dims:,}")
     for (number,) in run(conn, "DELETE FROM vector_tables WHERE index_name = %s RETURNING number", name).fetchall():
@@ -167,20 +161,18 @@ def make(conn: Connection, name: str, built: BuiltFrom) -> Place:
     run(
         conn,
         f'CREATE TABLE {place.table} (vector_id text COLLATE "C" PRIMARY KEY, ns text COLLATE "C" NOT NULL, '
-        f'version text COLLATE "C", embedding {_schema(conn)}.{element}({built.dims:d}) NOT NULL)',
+        f'version text COLLATE "C", embedding {schema}.{element}({built.dims:d}) NOT NULL)',
     )
     if built.dims * (2 if element == "halfvec" else 4) <= _PLAIN_DIMS:
         run(conn, f"ALTER TABLE {place.table} ALTER embedding SET STORAGE PLAIN")
+    fill(conn, name, place)
     run(conn, f"CREATE INDEX ON {place.table} (ns)")
-    _build_graph(conn, place, built.dims)
-    return place
-
-
-def _build_graph(conn: Connection, place: Place, dims: int) -> None:
-    """Vectors have length 1, for which the inner product ranks as cosine does, and is less to compute."""
-    if dims <= _GRAPH_DIMS[place.element]:
-        ops = f"{_schema(conn)}.{place.element}_ip_ops"
+    if built.dims <= _GRAPH_DIMS[element]:  # several times faster after the vectors than before
+        # They have length 1, for which the inner product ranks as cosine does, and is less to compute.
+        ops = f"{schema}.{element}_ip_ops"
         run(conn, f"CREATE INDEX {place.table}_graph ON {place.table} USING hnsw (embedding {ops})")
+    run(conn, f"ANALYZE {place.table}")
+    return place
 
 
 def find(conn: Connection, name: str) -> tuple[Place, tuple[str, int, int, str]] | None:
@@ -229,13 +221,6 @@ def schema_of_extension(conn: Connection) -> str:
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         raise IndexConfigError(f"pgvector {version} is too old, 0.8 or later is needed: ALTER EXTENSION vector UPDATE")
     return sql.Identifier(schema).as_string(None)
-
-
-def _schema(conn: Connection) -> str:
-    row = run(conn, _EXTENSION).fetchone()
-    if row is None:
-        raise IndexConfigError(f"the database has no pgvector; it needs {_ADVICE}")
-    return sql.Identifier(row[0]).as_string(None)
 
 
 # -- asking -----------------------------------------------------------------------------------------
