@@ -82,11 +82,6 @@ class VectorIndex:
         return self.hook is not None and not self.is_kept
 
     @property
-    def generation(self) -> int:
-        """Which of its rebuilds this is."""
-        return self._generation
-
-    @property
     def follows(self) -> bool:
         """Whether this process applies the index's work; else search scans SQL."""
         return self.hook is not None and self.state is IndexState.OK

@@ -131,7 +131,7 @@ def _ask_database(storage: Snapshots, index: VectorIndex, query: Query) -> list[
     None where another process has built it anew.
     """
     question = Nearest(
-        index.name, index.generation, index.model, to_bytes(query.vector), query.prefix, query.conditions, query.now,
+        index.name, index.model, to_bytes(query.vector), query.prefix, query.conditions, query.now,
         query.count + _SPARE,
     )  # fmt: skip
     with storage.snapshot() as reader:

@@ -167,7 +167,6 @@ class Nearest:
     """
 
     index: str
-    generation: int
     model: str
     vector: bytes
     prefix: Sequence[str]
@@ -626,7 +625,7 @@ class Reader(ABC):
         """Every vector of the current, unexpired versions that the ids belong to."""
 
     def nearest(self, question: Nearest) -> Neighbours | None:
-        """What an index that the database keeps answers; None where it keeps none of that generation.
+        """What an index that the database keeps answers; None where it was built anew, or is not known here.
 
         Where it is not `exact`, fewer vectors than asked for need not be all there are.
         """

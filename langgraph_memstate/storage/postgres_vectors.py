@@ -249,13 +249,7 @@ def neighbours(conn: Connection, place: Place, extension: str, question: Nearest
     low, high = namespace_range(question.prefix)
     with conn.pipeline():
         _set_search(conn, question.count)
-        still = run(
-            conn,
-            "SELECT 1 FROM vector_tables JOIN indexes ON indexes.name = index_name "
-            "AND indexes.generation = vector_tables.generation "
-            "WHERE index_name = %s AND number = %s AND vector_tables.generation = %s",
-            question.index, place.number, question.generation,
-        )  # fmt: skip
+        still = run(conn, "SELECT 1 FROM vector_tables WHERE number = %s", place.number)
         found = run(
             conn,
             f"WITH near AS MATERIALIZED (SELECT near.vector_id, near.version FROM {place.table} AS near "
@@ -274,7 +268,7 @@ def neighbours(conn: Connection, place: Place, extension: str, question: Nearest
             rows = found.fetchall()
         except psycopg.errors.UndefinedTable:  # the index was built anew, since this transaction began
             return None
-        if still.fetchone() is None:
+        if still.fetchone() is None:  # and this one since it began to read
             return None
     ids = frozenset(row[COLUMNS] for row in rows if row[-1])
     return Neighbours(ids, [scored_of(row[:-1]) for row in rows])
