@@ -52,6 +52,8 @@ POISON_AFTER = 8  # failures of one entry, with the database up, before it is se
 _POLL = 0.5  # seconds between looks for work that another process committed
 _REOPEN = 2.0  # seconds between tries to open an index that is away
 _BATCH = 50
+_LEASE = 30.0  # seconds after which another process may apply what one has claimed
+_ASIDE = 0.05  # seconds between looks whether another process is through with what it has claimed
 _HORIZON = 86_400.0  # seconds; every retry is nearer
 
 
@@ -251,13 +253,17 @@ class Follower:
             if not index.follows:
                 return False
             seen = tried or set()
+            due, limit = time.time() + (0.0 if tried is None else _HORIZON), _BATCH + len(seen)
             with self._storage.snapshot() as reader:
                 if not index.is_current(reader):
                     return False
-                due = time.time() + (0.0 if tried is None else _HORIZON)
-                rows = _applicable(reader, index, due=due, limit=_BATCH + len(seen))
-                rows = [row for row in rows if row.id not in seen]
+                rows = _applicable(reader, index, due=due, limit=limit)
                 current = reader.upsert_rows(index.name, index.model, [row.vector_id for row in rows])
+            if rows and index.is_shared:
+                rows = self._storage.claim(index.name, due=due, limit=limit, lease=_LEASE)
+                with self._storage.snapshot() as reader:
+                    current = reader.upsert_rows(index.name, index.model, [row.vector_id for row in rows])
+            rows = [row for row in rows if row.id not in seen]
             if not rows:
                 return False
             failed = self._apply(index, rows, current)
@@ -316,11 +322,14 @@ class Follower:
         logger.warning("index %s: %r; the %s of vector %s %s", index.name, error, row.op, row.vector_id, what)
         self._writer.land((OutboxFailed((row.id,), repr(error)[:500], retry_at),))
 
-    def waiting(self) -> set[int]:
-        """Entries that could be applied and are not, of indexes that no other process follows."""
+    def waiting(self) -> dict[int, bool]:
+        """Entries that could be applied and are not, of indexes that no other process alone follows.
+
+        With each, whether another process is about to apply it.
+        """
         with self._storage.snapshot() as reader:
             return {
-                row.id
+                row.id: row.is_held
                 for index in self.indexes
                 if index.hook is not None and index.state is not IndexState.BUSY
                 for row in _applicable(reader, index, due=time.time() + _HORIZON, limit=1_000_000_000)
@@ -338,7 +347,7 @@ class Follower:
             self.catch_up(index)
         self._apply_all()
 
-    def _apply_all(self) -> None:
+    def _apply_all(self, *, waits: bool = True) -> None:
         tried: dict[str, set[int]] = {index.name: set() for index in self.indexes}
         seen: set[int] = set()
         while True:
@@ -346,13 +355,15 @@ class Follower:
                 while self._replay(index, tried[index.name]):
                     continue
             left = self.waiting()
-            if not left:
+            if not left or (all(left.values()) and not waits):
                 return
-            if left <= seen:
-                raise VectorSyncError(
-                    f"{len(left)} index entries could not be applied; they stay queued and are retried"
-                )
-            seen |= left  # some may have come since, such as from texts that the thread has embedded beside us
+            if left.keys() <= seen:
+                if not any(left.values()):
+                    raise VectorSyncError(
+                        f"{len(left)} index entries could not be applied; they stay queued and are retried"
+                    )
+                time.sleep(_ASIDE)
+            seen |= left.keys()  # some may have come since, such as from texts that the thread has embedded beside us
 
     def mend(
         self, index: VectorIndex, missing: Sequence[str], orphaned: Sequence[str], unembedded: Sequence[Draft]
@@ -377,7 +388,7 @@ class Follower:
         if self._thread is not None and threading.current_thread() is not self._thread:
             self._thread.join()
         try:
-            self._apply_all()
+            self._apply_all(waits=False)
         except MemStateError as error:
             logger.warning("closing with index work left, which the next open applies: %s", error)
         finally:

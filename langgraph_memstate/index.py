@@ -77,6 +77,11 @@ class VectorIndex:
         return self.hook is not None and self.hook.capabilities.transactional
 
     @property
+    def is_shared(self) -> bool:
+        """Whether several processes may apply its work."""
+        return self.hook is not None and self.hook.capabilities.multiprocess
+
+    @property
     def has_outbox(self) -> bool:
         """Whether commits leave it work, or may."""
         return self.hook is not None and not self.is_kept

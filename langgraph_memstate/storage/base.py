@@ -108,6 +108,8 @@ class OutboxRow(NamedTuple):
     vector_id: str
     version: str | None
     attempts: int
+    is_held: bool = False
+    """whether another process has claimed it"""
 
 
 class PreparedRow(NamedTuple):
@@ -389,7 +391,8 @@ class Settle:
 class OutboxDone:
     """Strike out applied entries; one whose operation changed since stays.
 
-    A vector that was removed and now belongs to a current version, or to a commit under way, is to be looked at again.
+    A vector that was removed and now belongs to a current version, or to a commit under way, is to be looked at again;
+    so is one that was stored and belongs to no current version any more. No claim on the entries is left.
     """
 
     rows: tuple[OutboxRow, ...]
@@ -757,6 +760,15 @@ class Storage(ABC):
     @abstractmethod
     def snapshot(self) -> AbstractContextManager[Reader]:
         """A consistent view; leaving the context ends it."""
+
+    def claim(self, index: str, *, due: float, limit: int, lease: float) -> list[OutboxRow]:
+        """Entries that are due, for this process to apply, oldest first.
+
+        Where processes share the database, no other is given an entry of the same vector until these are confirmed or
+        have failed, or `lease` seconds are over. Else they are what `Reader.outbox` says.
+        """
+        with self.snapshot() as reader:
+            return reader.outbox(index, due=due, limit=limit)
 
     def scrub(self) -> None:
         """Leave no copy of what was erased behind. Nothing to do where deleting leaves none."""

@@ -7,6 +7,7 @@ transaction: after a connection that was lost during COMMIT, that row says wheth
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -31,7 +32,8 @@ from langgraph_memstate.errors import (
     StorageError,
     TransientError,
 )
-from langgraph_memstate.storage.base import Commit, IndexTable, Reader, Storage
+from langgraph_memstate.storage.base import Commit, IndexTable, OutboxRow, Reader, Storage
+from langgraph_memstate.storage.postgres_claims import claim, release
 from langgraph_memstate.storage.postgres_link import Connection, Pool, connect, is_lost, run, storage_error
 from langgraph_memstate.storage.postgres_read import PostgresReader
 from langgraph_memstate.storage.postgres_tables import PostgresIndexTable
@@ -43,6 +45,8 @@ OLDEST_SERVER = 130_000  # gin, generated columns and identity are older; 13 is 
 _RESOLVE = 15.0  # seconds in which a lost server may come back and say whether a commit arrived
 _SET = "SELECT set_config(name, setting, true) FROM unnest(%s::text[], %s::text[]) AS local (name, setting)"
 _FORGOTTEN = "seen_at < now() - interval '30 days'"
+
+logger = logging.getLogger("langgraph_memstate")
 
 
 class _Lost(Exception):
@@ -77,6 +81,7 @@ class PostgresStorage(Storage):
         self._tables = VectorTables()
         self._id = uuid4().hex
         self._committed = 0
+        self._has_claimed = False
         self._lock = threading.Lock()
         self._pid = 0
         name = sql.Identifier(schema).as_bytes()
@@ -320,7 +325,7 @@ class PostgresStorage(Storage):
     @contextmanager
     def snapshot(self) -> Iterator[Reader]:
         with self._begun() as conn:
-            yield PostgresReader(conn, self._tables)
+            yield PostgresReader(conn, self._tables, self._id)
 
     def scrub(self) -> None:
         """Let the server reuse the space of what was erased. Its write-ahead log, and backups, are its owner's."""
@@ -344,6 +349,20 @@ class PostgresStorage(Storage):
                     conn.execute(sql.SQL("VACUUM {}.{}").format(schema, sql.Identifier(table)))
         except psycopg.Error as error:
             raise storage_error(error, "freeing erased rows") from error
+
+    # -- work that processes share ------------------------------------------------------------------
+
+    def claim(self, index: str, *, due: float, limit: int, lease: float) -> list[OutboxRow]:
+        self._has_claimed = True
+        with self._writing("claims\0") as conn:
+            return claim(conn, self._id, index, due=due, limit=limit, lease=lease)
+
+    def _release(self) -> None:
+        try:
+            with self._writing("claims\0") as conn:
+                release(conn, self._id)
+        except MemStateError as error:
+            logger.debug("what is claimed stays so until its lease ends: %s", error)
 
     # -- indexes kept here --------------------------------------------------------------------------
 
@@ -374,20 +393,23 @@ class PostgresStorage(Storage):
             raise storage_error(error, "reading") from error
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        """A transaction beside those of the writer, in turn with them."""
+    def _writing(self, turn: str = "") -> Iterator[Connection]:
+        """A transaction beside those of the writer, in turn with them, or in a turn of another name."""
         self._check_open()
         assert self._pool is not None
         try:
             with self._pool.connection((b"BEGIN",)) as conn:
-                run(conn, _SET, list(self._settings), list(self._settings.values()))
-                run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(self._schema))
+                with conn.pipeline():
+                    run(conn, _SET, list(self._settings), list(self._settings.values()))
+                    run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(turn + self._schema))
                 yield conn
                 conn.commit()
         except psycopg.Error as error:
             raise storage_error(error, "writing an index") from error
 
     def close(self) -> None:
+        if self._has_claimed and self._pool is not None and os.getpid() == self._pid:
+            self._release()
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is None or os.getpid() != self._pid:

@@ -25,6 +25,7 @@ from langgraph_memstate.storage.base import (
     Touch,
 )
 from langgraph_memstate.storage.postgres_checks import AT
+from langgraph_memstate.storage.postgres_claims import CLAIMED, RELEASE
 from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
 from langgraph_memstate.storage.postgres_vectors import Places, fill, remove, retire
 
@@ -138,7 +139,7 @@ def _retire_vectors(conn: Connection, versions: Sequence[str], places: Places) -
     if not versions:
         return
     retire(conn, versions, places)
-    run(conn, "DELETE FROM outbox WHERE version = ANY(%s::text[]) AND op <> 'delete'", versions)
+    run(conn, f"DELETE FROM outbox WHERE version = ANY(%s::text[]) AND op <> 'delete' AND NOT {CLAIMED}", versions)
     run(
         conn,
         _QUEUE + "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
@@ -158,7 +159,7 @@ def forget(conn: Connection, op: Forget, places: Places) -> None:
     run(conn, f"DELETE FROM staged WHERE {where}", **bound)
     versions = f"(SELECT version FROM facts WHERE {where} UNION ALL SELECT unnest(%(copies)s::text[]))"
     bound["copies"] = list(op.copies)
-    run(conn, f"DELETE FROM outbox WHERE op <> 'delete' AND version IN {versions}", **bound)
+    run(conn, f"DELETE FROM outbox WHERE op <> 'delete' AND version IN {versions} AND NOT {CLAIMED}", **bound)
     run(
         conn,
         _QUEUE + "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
@@ -286,12 +287,22 @@ def outbox_done(conn: Connection, op: OutboxDone) -> None:
         "text text",
         removed,
     )
+    run_rows(
+        conn,
+        _QUEUE + "SELECT name, 'delete', stored.id, NULL, 0 FROM {rows} AS stored (name, id) WHERE NOT EXISTS ("
+        "SELECT 1 FROM vectors JOIN items USING (version) WHERE index_name = name AND vector_id = stored.id) "
+        "AND NOT EXISTS (SELECT 1 FROM outbox WHERE index_name = name AND vector_id = stored.id)",
+        "text text",
+        [(row.index_name, row.vector_id) for row in op.rows if row.op == "upsert"],
+    )
+    run(conn, RELEASE + "id = ANY(%s::bigint[]) AND claimed_by IS NOT NULL", [row.id for row in op.rows])
 
 
 def outbox_failed(conn: Connection, op: OutboxFailed) -> None:
     run(
         conn,
-        "UPDATE outbox SET attempts = attempts + 1, retry_at = %s, error = %s WHERE id = ANY(%s::bigint[])",
+        "UPDATE outbox SET attempts = attempts + 1, retry_at = %s, error = %s, claimed_by = NULL, claimed_until = NULL "
+        "WHERE id = ANY(%s::bigint[])",
         op.retry_at, op.error, list(op.ids),
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from langgraph_memstate.hooks.base import Capabilities, IndexSpec, IndexState, SyncHook, Vector, VectorRecord
-from langgraph_memstate.storage.base import Commit, IndexTable, Reader, Storage
+from langgraph_memstate.storage.base import Commit, IndexTable, OutboxRow, Reader, Storage
 
 T = TypeVar("T")
 
@@ -180,6 +180,10 @@ class FaultyStorage(Storage):
         with self.inner.snapshot() as reader:
             yield reader
         self._point()
+
+    def claim(self, index: str, *, due: float, limit: int, lease: float) -> list[OutboxRow]:
+        self._point()
+        return self.inner.claim(index, due=due, limit=limit, lease=lease)
 
     def scrub(self) -> None:
         self._point()

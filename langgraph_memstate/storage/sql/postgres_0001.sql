@@ -195,7 +195,9 @@ CREATE TABLE outbox (
     version    text COLLATE "C",
     attempts   integer NOT NULL DEFAULT 0,
     retry_at   double precision,      -- NULL: quarantined
-    error      text
+    error      text,
+    claimed_by text,                  -- who applies it, until then (seconds since 1970, by this server's clock)
+    claimed_until double precision
 );
 CREATE INDEX outbox_by_index ON outbox (index_name, id);
 CREATE INDEX outbox_to_embed ON outbox (index_name, id) WHERE op = 'embed';
