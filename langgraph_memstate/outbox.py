@@ -91,7 +91,7 @@ class Outbox(Follower):
             self._wake.set()
 
     def _is_atomic(self, index: VectorIndex) -> bool:
-        if index.hook is None or self.mode == "deferred" or index.state is IndexState.BUSY:
+        if not index.has_outbox or self.mode == "deferred" or index.state is IndexState.BUSY:
             return False
         if index.state is None:
             raise VectorSyncError(f"index {index.name} is not open; nothing was written. Try memory.repair()")

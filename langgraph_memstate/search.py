@@ -26,6 +26,7 @@ _FLOOR = 200  # the least to ask an index for: deletes it has not heard of yet c
 _CEILING = 5_000  # the most: beyond, a scan is no slower
 _MANY_PENDING = 1_000  # an index this far behind is not asked
 _SPARE = 10  # how many more than wanted a database is asked for: some may be vectors of one item, or not match
+_TRIES = 2  # an index that the database keeps may be built anew while it is asked
 _WIDEN = 4
 
 Scored = tuple[float, Record]
@@ -49,8 +50,9 @@ def semantic(storage: Snapshots, index: VectorIndex, query: Query) -> list[Score
     """What is nearest among current items."""
     if query.count < 1:
         return []
-    if index.is_kept and index.follows and (answer := _ask_database(storage, index, query)) is not None:
-        return answer
+    for _ in range(_TRIES if index.is_kept else 0):
+        if (answer := _ask_database(storage, index, query)) is not None:
+            return answer
     with index.matrix.following(storage) as (reader, matrix):
         before = reader.last_seq()
         if not (index.follows and _are_many(reader, matrix, index, query.prefix) and index.is_current(reader)):
@@ -128,7 +130,7 @@ def _ask(
 def _ask_database(storage: Snapshots, index: VectorIndex, query: Query) -> list[Scored] | None:
     """What an index answers that the database keeps: it and the items are of one moment, so nothing else is asked.
 
-    None where another process has built it anew.
+    None where it is not there, or was built anew in the middle.
     """
     question = Nearest(
         index.name, index.model, to_bytes(query.vector), query.prefix, query.conditions, query.now,

@@ -20,7 +20,7 @@ from langgraph.store.base import BaseStore
 from pydantic import BaseModel
 
 sys.path.insert(0, str(Path(__file__).parent))
-from truth import DIMS, Words, check_search, commit, note, notes, python, vector_of
+from truth import DIMS, Words, check_search, commit, eventually, note, notes, python, vector_of
 
 from langgraph_memstate import Constraint, Fact, MemoryStore
 from langgraph_memstate.errors import ConstraintError, IndexConfigError
@@ -167,17 +167,25 @@ def test_a_memory_that_had_no_index_table_gets_one(url: str) -> None:
         assert not any(text.startswith("n") for text in model.texts), "SQL holds the embeddings"
 
 
-def test_a_snapshot_from_before_a_rebuild_does_not_ask_the_new_table(memory: MemoryStore) -> None:
+def test_an_index_that_is_built_anew_while_others_ask(url: str, memory: MemoryStore) -> None:
+    """The new table has what a snapshot from before it cannot see; nobody goes back to comparing in memory."""
     commit(memory, notes(5))
     question = Nearest("pgvector:memory", "words", to_bytes(unit("a cat")), (), (), 0.0, 3)
-    with memory.storage.snapshot() as reader:
-        assert reader.last_seq() == 5
-        assert memory.reindex().ok
-        assert reader.nearest(question) is None
-    with memory.storage.snapshot() as reader:
-        answer = reader.nearest(question)
-        assert answer is not None
-        assert len(answer.ids) == len(answer.rows) == 3
+    with MemoryStore.open(url, index=INDEX) as other:
+        with memory.storage.snapshot() as reader:
+            assert reader.last_seq() == 5
+            assert memory.reindex().ok
+            assert reader.nearest(question) is None
+        check_search(other, notes(5))
+        assert other._outbox.indexes[0].matrix._rows is None
+        for storage in (memory.storage, other.storage):
+            with storage.snapshot() as reader:
+                answer = reader.nearest(question)
+                assert answer is not None
+                assert len(answer.ids) == len(answer.rows) == 3
+        commit(other, {"more": "a cat"})
+        assert difference(url) == []
+        eventually(lambda: other.verify().ok)
 
 
 def unit(text: str) -> Any:
@@ -427,9 +435,9 @@ def test_a_filter_leaves_as_many_as_there_are(postgres: Server, monkeypatch: pyt
             asked: list[bool] = []
             neighbours = postgres_vectors.neighbours
 
-            def noting(conn: Any, place: Any, extension: str, question: Any) -> Any:
+            def noting(conn: Any, tables: Any, question: Any) -> Any:
                 asked.append(question.exact)
-                return neighbours(conn, place, extension, question)
+                return neighbours(conn, tables, question)
 
             monkeypatch.setattr("langgraph_memstate.storage.postgres_read.neighbours", noting)
             for query in range(count, count + 5):

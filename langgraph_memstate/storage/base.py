@@ -628,7 +628,7 @@ class Reader(ABC):
         """Every vector of the current, unexpired versions that the ids belong to."""
 
     def nearest(self, question: Nearest) -> Neighbours | None:
-        """What an index that the database keeps answers; None where it was built anew, or is not known here.
+        """What an index that the database keeps answers; None where it keeps none, or has another since this moment.
 
         Where it is not `exact`, fewer vectors than asked for need not be all there are.
         """

@@ -354,10 +354,7 @@ class PostgresReader(Reader):
         return list(map(scored_of, rows))
 
     def nearest(self, question: Nearest) -> Neighbours | None:
-        place = self._tables.places.get(question.index)
-        if place is None or self._tables.extension is None or self._seq is not None:
-            return None
-        return neighbours(self._conn, place, self._tables.extension, question)
+        return neighbours(self._conn, self._tables, question) if self._seq is None else None
 
     def vector_ids(self, index: str, after: int = 0) -> Iterator[str]:
         rows = self._stream(

@@ -62,7 +62,7 @@ class Place(NamedTuple):
 
 
 class VectorTables:
-    """What an open storage knows of its tables. Others may have made them anew since: who reads one makes sure."""
+    """What an open storage knows of its tables; others may have made them anew since."""
 
     def __init__(self) -> None:
         self.extension: str | None = None
@@ -147,8 +147,7 @@ def make(conn: Connection, name: str, built: BuiltFrom, schema: str) -> Place:
     """A table of what is current, in place of the one that the index has."""
     if built.dims > MOST_DIMS:
         raise IndexConfigError(f"index {name!r}: pgvector takes up to {MOST_DIMS:,} dimensions, not {built.dims:,}")
-    for (number,) in run(conn, "DELETE FROM vector_tables WHERE index_name = %s RETURNING number", name).fetchall():
-        run(conn, f"DROP TABLE IF EXISTS vectors_{number:d}")
+    old = run(conn, "DELETE FROM vector_tables WHERE index_name = %s RETURNING number", name)
     element = "halfvec" if _GRAPH_DIMS["vector"] < built.dims <= _GRAPH_DIMS["halfvec"] else "vector"
     row = run(
         conn,
@@ -172,6 +171,8 @@ def make(conn: Connection, name: str, built: BuiltFrom, schema: str) -> Place:
         ops = f"{schema}.{element}_ip_ops"
         run(conn, f"CREATE INDEX {place.table}_graph ON {place.table} USING hnsw (embedding {ops})")
     run(conn, f"ANALYZE {place.table}")
+    for (number,) in old.fetchall():  # at the end: from here on, who searches waits
+        run(conn, f"DROP TABLE IF EXISTS vectors_{number:d}")
     return place
 
 
@@ -243,35 +244,51 @@ def ids_near(
     return [id_ for (id_,) in rows.fetchall()]
 
 
-def neighbours(conn: Connection, place: Place, extension: str, question: Nearest) -> Neighbours | None:
-    """Everything in one round trip: whether the table is still that of the index, what is near, and the items."""
+def neighbours(conn: Connection, tables: VectorTables, question: Nearest) -> Neighbours | None:
+    """Everything in one round trip: which table is that of the index, what is near in it, and the items.
+
+    A table is right whoever has made it. None where there is none, or it was replaced while this transaction reads.
+    """
+    if tables.extension is None:
+        return None
+    known = tables.places.get(question.index)
+    while True:
+        try:
+            with conn.pipeline():
+                _set_search(conn, question.count)
+                query = "SELECT number, element FROM vector_tables WHERE index_name = %s"
+                current = run(conn, query, question.index)
+                found = None if known is None else _near(conn, known, tables.extension, question)
+                row = current.fetchone()
+                rows = [] if found is None else found.fetchall()
+        except psycopg.errors.UndefinedTable:
+            tables.places.pop(question.index, None)
+            return None
+        if row is None:
+            return None
+        if found is not None and known == row:
+            ids = frozenset(row[COLUMNS] for row in rows if row[-1])
+            return Neighbours(ids, [scored_of(row[:-1]) for row in rows])
+        known = tables.places[question.index] = Place(*row)
+
+
+def _near(conn: Connection, place: Place, extension: str, question: Nearest) -> Cursor:
     also, bound = narrowed(question.conditions)
     low, high = namespace_range(question.prefix)
-    with conn.pipeline():
-        _set_search(conn, question.count)
-        still = run(conn, "SELECT 1 FROM vector_tables WHERE number = %s", place.number)
-        found = run(
-            conn,
-            f"WITH near AS MATERIALIZED (SELECT near.vector_id, near.version FROM {place.table} AS near "
-            "JOIN items ON items.version = near.version WHERE near.ns >= %(low)s AND near.ns < %(high)s "
-            f"AND (items.expires_at IS NULL OR items.expires_at > %(now)s) {also} "
-            f"ORDER BY {_distance(place, extension, exact=question.exact)} LIMIT %(count)s) "
-            f"SELECT {ITEM}, vectors.vector_id, vectors.ord, embeddings.vector, "
-            "vectors.vector_id IN (SELECT vector_id FROM near) FROM items "
-            "JOIN vectors ON vectors.version = items.version AND vectors.index_name = %(index)s "
-            "JOIN embeddings ON embeddings.model = %(model)s AND embeddings.text_hash = vectors.text_hash "
-            "WHERE items.version IN (SELECT version FROM near)",
-            vector=_encoded(question.vector, place), low=low, high=high, now=question.now, count=question.count,
-            index=question.index, model=question.model, **bound,
-        )  # fmt: skip
-        try:
-            rows = found.fetchall()
-        except psycopg.errors.UndefinedTable:  # the index was built anew, since this transaction began
-            return None
-        if still.fetchone() is None:  # and this one since it began to read
-            return None
-    ids = frozenset(row[COLUMNS] for row in rows if row[-1])
-    return Neighbours(ids, [scored_of(row[:-1]) for row in rows])
+    return run(
+        conn,
+        f"WITH near AS MATERIALIZED (SELECT near.vector_id, near.version FROM {place.table} AS near "
+        "JOIN items ON items.version = near.version WHERE near.ns >= %(low)s AND near.ns < %(high)s "
+        f"AND (items.expires_at IS NULL OR items.expires_at > %(now)s) {also} "
+        f"ORDER BY {_distance(place, extension, exact=question.exact)} LIMIT %(count)s) "
+        f"SELECT {ITEM}, vectors.vector_id, vectors.ord, embeddings.vector, "
+        "vectors.vector_id IN (SELECT vector_id FROM near) FROM items "
+        "JOIN vectors ON vectors.version = items.version AND vectors.index_name = %(index)s "
+        "JOIN embeddings ON embeddings.model = %(model)s AND embeddings.text_hash = vectors.text_hash "
+        "WHERE items.version IN (SELECT version FROM near)",
+        vector=_encoded(question.vector, place), low=low, high=high, now=question.now, count=question.count,
+        index=question.index, model=question.model, **bound,
+    )  # fmt: skip
 
 
 def _set_search(conn: Connection, count: int) -> None:
