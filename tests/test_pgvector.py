@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import os
+import random
 import signal
 import sys
 import threading
@@ -113,6 +114,49 @@ def test_everything_that_changes_what_is_current_takes_the_vectors_along(url: st
     assert difference(url) == []
     check_search(memory, texts)
     assert counted(url, "outbox") == counted(url, "prepared") == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_done(url: str, memory: MemoryStore, seed: int) -> None:
+    dice = random.Random(seed)
+    texts: dict[str, str] = {}
+    moments: dict[int, dict[str, str]] = {}
+
+    def some() -> dict[str, str]:
+        return {
+            f"n{dice.randrange(9)}": f"{dice.choice(('green tea', 'a cat', 'trains'))} {dice.random()}" for _ in "123"
+        }
+
+    for _ in range(50):
+        match dice.choice(("put", "put", "delete", "transaction", "back", "forget", "rebuild", "repair")):
+            case "put":
+                texts |= (change := some())
+                commit(memory, change)
+            case "delete":
+                texts.pop(key := f"n{dice.randrange(9)}", None)
+                memory.delete("note", key)
+            case "transaction":
+                first, second = some(), some()
+                with memory.transaction():
+                    commit(memory, first)
+                    memory.delete("note", "n0")
+                    commit(memory, second)
+                texts = {key: text for key, text in (texts | first).items() if key != "n0"} | second
+            case "back" if moments:
+                seq = dice.choice(list(moments))
+                memory.rollback(to=seq)
+                texts = dict(moments[seq])
+            case "forget":
+                memory.forget("note", key := f"n{dice.randrange(9)}")
+                texts.pop(key, None)
+                moments.clear()
+            case "rebuild":
+                assert memory.reindex().ok
+            case _:
+                assert memory.repair().ok
+        assert difference(url) == []
+        moments[max((entry.seq for entry in memory.log(limit=1)), default=0)] = dict(texts)
+    check_search(memory, texts)
 
 
 def test_items_that_expired_are_not_found(memory: MemoryStore) -> None:
@@ -299,6 +343,7 @@ class TestKilled:
         say("through")
         memory.close()
 
+    @pytest.mark.slow
     def test_facts_are_vectors_wherever_the_client_dies(self, url: str) -> None:
         children = Children(type(self), ("psycopg", "numpy"))
         seen: set[int] = set()
@@ -331,6 +376,11 @@ class TestKilled:
                 graph.invoke({"log": []} if not graph.get_state(config).values else None, config)
                 assert {fact.id: fact.payload["text"] for fact in memory.query(("runs", run))} == after([*STEPS], run)
             assert difference(url) == []
+            for steps in (1, 2):
+                memory.rollback(steps, thread_id=f"t{resumed}")
+                left = {fact.id: fact.payload["text"] for fact in memory.query(("runs", run))}
+                assert left in [after(list(STEPS[:count]), run) for count in range(len(STEPS))]
+                assert difference(url) == []
 
 
 def _config(run: str) -> Any:
