@@ -128,8 +128,8 @@ def fill(conn: Connection, name: str, place: Place, ids: Sequence[str] | None = 
         rows = run(
             conn,
             "SELECT vectors.id, vector_id, version, embeddings.vector FROM vectors JOIN items USING (version) "
-            "JOIN indexes ON indexes.name = index_name "
-            "JOIN embeddings ON embeddings.model = indexes.model AND embeddings.text_hash = vectors.text_hash "
+            "JOIN vector_tables USING (index_name) "
+            "JOIN embeddings ON embeddings.model = vector_tables.model AND embeddings.text_hash = vectors.text_hash "
             "WHERE index_name = %s AND vectors.id > %s AND (%s::text[] IS NULL OR vector_id = ANY(%s::text[])) "
             "ORDER BY vectors.id LIMIT %s",
             name, last, ids, ids, _CHUNK,
