@@ -260,8 +260,9 @@ class Follower:
                 rows = _applicable(reader, index, due=due, limit=limit)
                 current = reader.upsert_rows(index.name, index.model, [row.vector_id for row in rows])
             if rows and index.is_shared:
-                rows = self._storage.claim(index.name, due=due, limit=limit, lease=_LEASE)
+                claimed = self._storage.claim(index.name, due=due, limit=limit, lease=_LEASE)
                 with self._storage.snapshot() as reader:
+                    rows = _not_prepared(reader, index, claimed)
                     current = reader.upsert_rows(index.name, index.model, [row.vector_id for row in rows])
             rows = [row for row in rows if row.id not in seen]
             if not rows:
@@ -358,7 +359,7 @@ class Follower:
             if not left or (all(left.values()) and not waits):
                 return
             if left.keys() <= seen:
-                if not any(left.values()):
+                if not (waits and any(left.values())):
                     raise VectorSyncError(
                         f"{len(left)} index entries could not be applied; they stay queued and are retried"
                     )
@@ -400,9 +401,14 @@ class Follower:
 
 
 def _applicable(reader: Reader, index: VectorIndex, *, due: float, limit: int) -> list[OutboxRow]:
-    """Due entries, but for vectors that a commit under way has prepared: it decides what becomes of them."""
+    """Due entries that no commit under way decides about."""
+    return _not_prepared(reader, index, reader.outbox(index.name, due=due, limit=limit))
+
+
+def _not_prepared(reader: Reader, index: VectorIndex, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
+    """Without the vectors that a commit under way has prepared: it decides what becomes of them."""
     prepared = {id_ for row in reader.prepared() if row.index_name == index.name for id_ in row.vector_ids}
-    return [row for row in reader.outbox(index.name, due=due, limit=limit) if row.vector_id not in prepared]
+    return [row for row in rows if row.vector_id not in prepared]
 
 
 def indexed(index: VectorIndex, rows: Sequence[VectorRow], vectors: Mapping[str, Vector]) -> PutIndexed:

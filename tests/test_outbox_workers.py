@@ -26,7 +26,16 @@ from truth import DIMS, ROOT, Words, command, commit, notes
 from langgraph_memstate import MemoryStore, follower
 from langgraph_memstate.errors import VectorSyncError
 from langgraph_memstate.hooks.base import Capabilities, IndexSpec, IndexState, SyncHook, Vector, VectorRecord
-from langgraph_memstate.storage.base import OutboxDone, OutboxFailed, OutboxRow
+from langgraph_memstate.storage.base import (
+    OutboxDone,
+    OutboxFailed,
+    OutboxRow,
+    Prepare,
+    PreparedRow,
+    QueueIndex,
+    Settle,
+)
+from langgraph_memstate.urls import storage_at
 
 psycopg = pytest.importorskip("psycopg", reason="the extra [postgres] is not installed")
 
@@ -115,7 +124,7 @@ def index(tmp_path: Path) -> Path:
 
 def opened(url: str, index: Path, pause: float = 0.0) -> MemoryStore:
     memory = MemoryStore(
-        PostgresStorage(url), index={"dims": DIMS, "embed": Words(), "fields": ["text"]}, vector_sync="deferred"
+        storage_at(url), index={"dims": DIMS, "embed": Words(), "fields": ["text"]}, vector_sync="deferred"
     )
     memory.add_hook(SharedHook(index, pause))
     return memory
@@ -233,6 +242,29 @@ def test_a_flush_says_when_work_fails_that_nobody_else_has(quiet: MemoryStore, m
     monkeypatch.setattr(SharedHook, "apply", refuse)
     with pytest.raises(VectorSyncError, match="5 index entries"):
         quiet.flush()
+
+
+@pytest.mark.parametrize("on", ["postgres", "sqlite"])
+def test_what_a_commit_has_prepared_is_left_to_it(
+    request: pytest.FixtureRequest, database: Path, index: Path, on: str
+) -> None:
+    url = str(database) if on == "sqlite" else request.getfixturevalue("url")
+    with opened(url, index) as memory:
+        commit(memory, notes(5))
+        memory.flush()
+        prepared, *rest = SharedHook(index).ids()
+        memory._writer.land(
+            (
+                Prepare(PreparedRow("p", NAME, (prepared,), "elsewhere/1", time.time() + 60)),
+                QueueIndex(NAME, (), (prepared, "stranger")),
+                QueueIndex(NAME, tuple(rest), ()),
+            )
+        )
+        memory.flush()
+        assert [(row.op, row.vector_id) for row in entries(memory)] == [("delete", prepared)]
+        memory._writer.land((Settle("p"),))
+        memory.flush()
+        check_equal(memory, index)
 
 
 # -- workers that die -------------------------------------------------------------------------------

@@ -586,9 +586,9 @@ def test_without_the_extension(postgres: Server, poor: Callable[[str], str], cap
             commit(memory, notes(10))
             check_search(memory, notes(10))
         with psycopg.connect(url, autocommit=True) as conn:
-            conn.execute("CREATE SCHEMA elsewhere")
-            conn.execute("CREATE EXTENSION vector SCHEMA elsewhere")
-            conn.execute("GRANT USAGE ON SCHEMA elsewhere TO poor")
+            conn.execute("""CREATE SCHEMA "else%where's {0} %(x)s" """)
+            conn.execute("""CREATE EXTENSION vector SCHEMA "else%where's {0} %(x)s" """)
+            conn.execute("""GRANT USAGE ON SCHEMA "else%where's {0} %(x)s" TO poor""")
         with MemoryStore.open(theirs, index=INDEX) as memory:
             assert memory._outbox.indexes[0].name == "pgvector:memory"
             check_search(memory, notes(10))

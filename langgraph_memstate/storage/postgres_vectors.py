@@ -30,7 +30,6 @@ _PLAIN_DIMS = 4_000 * 2  # bytes in a row's own page; a scan is several times sl
 _EF_SEARCH = 200  # candidates that a search of the graph keeps
 _MOST_EF_SEARCH = 1_000
 _CHUNK = 1_000  # vectors
-_BUILT = "store_id = %(store_id)s AND generation = %(generation)s AND dims = %(dims)s AND model = %(model)s"
 _EXTENSION = (
     "SELECT nspname::text, extversion FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace "
     "WHERE extname = 'vector'"
@@ -221,7 +220,7 @@ def schema_of_extension(conn: Connection) -> str:
     schema, version = row
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         raise IndexConfigError(f"pgvector {version} is too old, 0.8 or later is needed: ALTER EXTENSION vector UPDATE")
-    return sql.Identifier(schema).as_string(None)
+    return sql.Identifier(schema).as_string(None).replace("%", "%%")  # which would be the place of a parameter
 
 
 # -- asking -----------------------------------------------------------------------------------------
