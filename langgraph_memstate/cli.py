@@ -14,7 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from langgraph_memstate.cli_moving import add_commands
 from langgraph_memstate.errors import MemStateError
+from langgraph_memstate.progress import ProgressBar
 
 _DEMO = """\
 Runs one small LangGraph agent twice with the same faults: without this package (LangGraph's
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return _demo(arguments)
+        return int(arguments.run(arguments))
     except MemStateError as error:
         print(f"memstate: {error}", file=sys.stderr)
         return 1
@@ -66,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--keep", type=_new_directory, metavar="DIR", help="keep the databases and logs in DIR, a new directory"
     )
+    demo.set_defaults(run=_demo)
+    add_commands(commands)
     return parser
 
 
@@ -94,11 +98,11 @@ def _demo(arguments: argparse.Namespace) -> int:
     from langgraph_memstate.demo import report, run
 
     started = time.monotonic()
-    bar = report.ProgressBar(run.count_processes(), sys.stderr)
+    bar = ProgressBar(run.count_processes(), sys.stderr)
     directory: Any = nullcontext(arguments.keep) if arguments.keep else TemporaryDirectory(prefix="memstate-demo-")
     with directory as path:
         try:
-            comparisons = run.compare(Path(path).resolve(), bar.advance)
+            comparisons = run.compare(Path(path).resolve(), lambda _, story: bar.advance(story.title))
         finally:
             bar.close()
     seconds = time.monotonic() - started

@@ -1,8 +1,8 @@
 """The writer: one commit or group of commits at a time, many waiting callers that share a transaction.
 
 A caller that finds nothing waiting lands its commit itself: handing it to another thread and back takes as long as the
-sync. What comes meanwhile waits in a queue, and a thread lands all that is waiting in one transaction, a savepoint
-each, so that concurrent callers share one fsync (group commit, DeWitt et al. 1984). A call returns, and a future
+sync. What comes meanwhile waits in a queue, and a thread lands all that is waiting in one transaction, each whole or
+not at all, so that concurrent callers share one fsync (group commit, DeWitt et al. 1984). A call returns, and a future
 resolves, only after the transaction is durable. LangGraph saves the writes of a task in the background and, soon after
 that of the last one, the step: such writes wait for each other and for their step, where that has paid off.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from langgraph_memstate.errors import StorageClosedError
@@ -69,6 +69,13 @@ class Writer:
                 self._unsettled -= 1
         if outcome is not None:
             raise outcome
+
+    def alone(self, call: Callable[[], None]) -> None:
+        """Run something while nothing is written."""
+        with self._lock:
+            self._check_open()
+        with self._turn:
+            call()
 
     def _check_open(self) -> None:
         if self._closed:

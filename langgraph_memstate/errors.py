@@ -7,6 +7,8 @@
     |   |       +-- FactRaced     a fact it builds on was written meanwhile
     |   +-- DatabaseOpenError         unknown URL, not a database, no access
     |   |   +-- NewerSchemaError      written by a newer release
+    |   |   +-- UnfinishedCopyError   a memory is being moved to it, or that was broken off
+    |   +-- MigrationError            a memory cannot be moved from there, or not to there
     |   +-- ReadOnlyError             the database cannot be written
     |   +-- DiskFullError             no space left
     |   +-- StorageClosedError        used after close()
@@ -63,6 +65,14 @@ class DatabaseOpenError(StorageError):
 
 class NewerSchemaError(DatabaseOpenError):
     """A newer release of this package wrote the database; it is left untouched."""
+
+
+class UnfinishedCopyError(DatabaseOpenError):
+    """A memory is being moved to the database, or that was broken off: what is there is not all of it."""
+
+
+class MigrationError(StorageError):
+    """A memory cannot be moved from there, or not to there; the source is as it was."""
 
 
 class ReadOnlyError(StorageError):

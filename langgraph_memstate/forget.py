@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from langgraph_memstate.errors import ForgetError
-from langgraph_memstate.facts import Draft, LogEntry, Namespace, Origin, new_version
+from langgraph_memstate.facts import (
+    SESSION,
+    Draft,
+    LogEntry,
+    Namespace,
+    Origin,
+    in_session,
+    new_version,
+    split_session,
+)
 from langgraph_memstate.storage.base import Commit, DeleteThread, Expect, Forget, Reader
 
 
@@ -33,7 +42,8 @@ class Erasure:
 
 def plan_forget(reader: Reader, subject: Forget, *, checkpoints: bool, origin: Origin) -> Erasure:
     """What erases a subject. With `checkpoints`, also the threads whose steps wrote what is erased."""
-    entries = [entry for entry in _entries(reader, subject) if entry.value is not None]
+    subjects = [subject, *_in_sessions(reader, subject)]
+    entries = [entry for each in subjects for entry in _entries(reader, each) if entry.value is not None]
     copies = _copies(reader, entries)
     entries += copies
     versions = {entry.version for entry in entries}
@@ -48,9 +58,19 @@ def plan_forget(reader: Reader, subject: Forget, *, checkpoints: bool, origin: O
         threads = {entry.thread_id for entry in entries if entry.thread_id is not None}
         threads |= {subject.thread_id} if subject.thread_id is not None else set()
     report = ForgetReport(len(drafts), len(entries), reader.vectors_of(sorted(versions)), tuple(sorted(threads)))
-    subject = replace(subject, copies=tuple(entry.version for entry in copies))
-    erase: Commit = (subject, *map(DeleteThread, sorted(threads)))
+    subjects[0] = replace(subject, copies=tuple(entry.version for entry in copies))
+    erase: Commit = (*subjects, *map(DeleteThread, sorted(threads)))
     return Erasure(tuple(drafts), (Expect(tuple(current)),), erase, report)
+
+
+def _in_sessions(reader: Reader, subject: Forget) -> list[Forget]:
+    """The same subject in every session that ever had facts of it."""
+    if not subject.prefix or subject.prefix[0] == SESSION:
+        return []  # that is everywhere, or in sessions already
+    places = (split_session(entry.namespace) for entry in reader.log(prefix=(SESSION,), key=subject.key))
+    prefix = subject.prefix
+    sessions = {session for session, namespace in places if namespace[: len(prefix)] == prefix}
+    return [replace(subject, prefix=in_session(prefix, session)) for session in sorted(filter(None, sessions))]
 
 
 def _entries(reader: Reader, subject: Forget) -> list[LogEntry]:

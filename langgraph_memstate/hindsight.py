@@ -137,9 +137,10 @@ class Hindsight(OpenedMemory):
         """Erase a subject's content for good: items, versions in the log, staged work, embeddings and vectors.
 
         The log keeps the entries without their content; undo and `as_of` find nothing there any more. What is named
-        is a namespace prefix, a key under it, what a thread wrote, or any of these together. No file of the database
-        holds it afterwards: an embedded Chroma of our own is rebuilt from SQL for that, one to three seconds for
-        1,000 vectors, none of which is embedded again. One that was given as a client keeps its files as it likes.
+        is a namespace prefix (in sessions too), a key under it, what a thread wrote, or any of these together. No file
+        of the database holds it afterwards: an embedded Chroma of our own is rebuilt from SQL for that, one to three
+        seconds for 1,000 vectors, none of which is embedded again. One that was given as a client keeps its files as
+        it likes.
 
         Args:
             checkpoints: also delete the checkpoints of the threads that wrote what is erased.

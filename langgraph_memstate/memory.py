@@ -31,6 +31,7 @@ from langgraph_memstate.moments import When, find_moment
 from langgraph_memstate.patches import updated
 from langgraph_memstate.reading import item_of
 from langgraph_memstate.schemas import SchemaFault, dumped, type_name
+from langgraph_memstate.stats import Stats
 from langgraph_memstate.storage.base import Append, Expect
 from langgraph_memstate.transaction import Transaction
 from langgraph_memstate.verify import VerifyReport, repair_index, verify_index
@@ -341,11 +342,20 @@ class MemoryStore(Hindsight):
         with self.storage.snapshot() as reader:
             return [fault for one in reader.items((), time.time()) if (fault := self.schemas.fault(one)) is not None]
 
-    def stats(self) -> dict[str, int]:
-        """Rows by table."""
+    def vacuum(self) -> None:
+        """Give back to the disk what deleting has freed. Writers wait, and the database is written anew.
+
+        Raises:
+            TransientError: another process keeps the database busy.
+        """
+        self._check_open()
+        self._writer.alone(self.storage.vacuum)
+
+    def stats(self) -> Stats:
+        """Rows and bytes by table. It looks at every row."""
         self._check_open()
         with self.storage.snapshot() as reader:
-            return reader.counts()
+            return Stats(reader.counts(), bytes=reader.sizes())
 
     # -- the async face: the same calls, awaited ----------------------------------------------------
 
@@ -365,4 +375,5 @@ class MemoryStore(Hindsight):
     areindex = awaited(reindex)
     aprune = awaited(prune)
     acheck_schemas = awaited(check_schemas)
+    avacuum = awaited(vacuum)
     astats = awaited(stats)

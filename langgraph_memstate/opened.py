@@ -38,6 +38,7 @@ from langgraph_memstate.facts import (
 from langgraph_memstate.hooks.base import SyncHook
 from langgraph_memstate.hooks.given import hook_of
 from langgraph_memstate.index import VectorIndex, check_index_config
+from langgraph_memstate.migration import check_finished
 from langgraph_memstate.moments import Moment
 from langgraph_memstate.outbox import Outbox, VectorSync
 from langgraph_memstate.reading import View
@@ -87,6 +88,11 @@ class OpenedMemory:
         self.storage = storage
         self.schemas = SchemaRegistry()
         self.store_id = storage.open()
+        try:
+            check_finished(storage)
+        except BaseException:
+            storage.close()
+            raise
         self._writer = Writer(storage)
         self._outbox = Outbox(storage, self._writer, vector_sync, self.store_id)
         self._scope: StepScope | None = None

@@ -1,7 +1,8 @@
-"""A line to PostgreSQL that breaks at the worst moment: as COMMIT goes out, or before its answer comes back."""
+"""A line to PostgreSQL that breaks at the worst moment, before or after a COMMIT arrives, or that pools."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import tempfile
@@ -15,14 +16,19 @@ from psycopg.conninfo import conninfo_to_dict
 
 SOCKET = ".s.PGSQL.5432"
 When = Literal["before", "after"]
+_KEY = re.compile(rb"(K\x00\x00\x00\x0c)....(....Z\x00\x00\x00\x05I)", re.DOTALL)  # BackendKeyData, then ReadyForQuery
 
 
 class Line:
-    """Forwards connections to a server's socket. `breaks`: the next COMMIT is lost, or its answer is."""
+    """Forwards connections to a server's socket.
+
+    `breaks`: the next COMMIT is lost, or its answer is. `pools`: it numbers server processes itself, as poolers do.
+    """
 
     def __init__(self, server: str, folder: Path) -> None:
         self.uri = f"postgresql://postgres@/postgres?host={folder}"
         self.breaks: When | None = None
+        self.pools = False
         self.broken = 0
         self._server = server
         self._listener = socket.socket(socket.AF_UNIX)
@@ -56,6 +62,8 @@ class Line:
     def _forward(self, source: socket.socket, target: socket.socket, is_client: bool) -> None:
         with suppress(OSError):
             while sent := source.recv(65536):
+                if self.pools and not is_client:
+                    sent = _KEY.sub(lambda found: found[1] + b"\0\0\0\7" + found[2], sent)
                 if is_client and self.breaks is not None and b"COMMIT\0" in sent:
                     when, self.breaks = self.breaks, None
                     self.broken += 1

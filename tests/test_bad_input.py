@@ -241,6 +241,7 @@ MEMORY_CALLS: dict[str, Call] = {
     "reindex": lambda memory: memory.reindex(),
     "prune": lambda memory: memory.prune(["t"]),
     "stats": lambda memory: memory.stats(),
+    "vacuum": lambda memory: memory.vacuum(),
     "add_hook": lambda memory: memory.add_hook(Shelf()),
     "use_index": lambda memory: memory.use_index(INDEX),
     "register_schema": lambda memory: memory.register_schema("note", Anything),

@@ -19,13 +19,14 @@ import pytest
 
 from langgraph_memstate import MemoryStore
 from langgraph_memstate.cli import main
-from langgraph_memstate.demo import report, run
+from langgraph_memstate.demo import run
 from langgraph_memstate.demo.agent import Memory
 from langgraph_memstate.demo.census import Census, take_census
 from langgraph_memstate.demo.embedding import DIMS, embed
 from langgraph_memstate.demo.play import Outcome
 from langgraph_memstate.demo.sides import SIDES
 from langgraph_memstate.demo.story import STORIES
+from langgraph_memstate.progress import ProgressBar
 
 ROOT = Path(__file__).parents[1]
 KINDS = {"ghosts", "losses", "duplicates"}
@@ -246,9 +247,9 @@ class Terminal:
 
 def test_on_a_terminal_the_bar_redraws_itself_and_is_gone_at_the_end() -> None:
     terminal: Any = Terminal()
-    bar = report.ProgressBar(2, terminal)
-    bar.advance("with", STORIES[0])
-    bar.advance("without", STORIES[1])
+    bar = ProgressBar(2, terminal)
+    bar.advance(STORIES[0].title)
+    bar.advance(STORIES[1].title)
     bar.close()
     assert terminal.written[0].startswith("\r[###############---------------]  50%  nothing goes wrong")
     assert "100%" in terminal.written[2]

@@ -78,6 +78,23 @@ def lives(memory: MemoryStore) -> None:
     memory.delete(("users", "ann"), "b")
 
 
+@pytest.mark.parametrize("vectors", [False, True], ids=["plain", "vectors"])
+def test_a_subject_is_forgotten_in_sessions_too(database: Path, vectors: bool) -> None:
+    with open_memory(database) if vectors else MemoryStore.open(database) as memory:
+        memory.commit([secret("a"), public("b")])
+        memory.commit([secret("a", extra="said today"), secret("c")], session_id="today")
+        memory.commit(secret("d"), session_id="before")
+        memory.commit(public("e"), session_id="today")
+        memory.promote_session("before")
+        report = memory.forget(("users", "ann"))
+        assert (report.items, report.versions) == (4, 5)
+        assert [fact.id for fact in memory.query(session_id="today")] == ["e"]
+        assert memory.history(("users", "ann"), "c", session_id="today")[0].value is None
+        assert memory.forget(("users", "bob"), "e").items == 1
+        assert texts(memory).keys() == {"b"}
+    assert left_over(database, SECRET.encode()) == []
+
+
 def test_a_subject_goes_and_the_log_keeps_that_it_was(memory: MemoryStore) -> None:
     lives(memory)
     report = memory.forget(("users", "ann"), actor="dpo", reason="request 7")

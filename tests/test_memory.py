@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import chromadb
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.store.base import PutOp
 from pydantic import BaseModel, Field, field_validator
 
@@ -32,6 +34,7 @@ from langgraph_memstate.errors import (
 )
 from langgraph_memstate.hooks.base import IndexSpec, IndexState, SyncHook, Vector, VectorRecord
 from langgraph_memstate.hooks.chroma import ChromaSyncHook
+from langgraph_memstate.storage import sqlite_read
 
 
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
@@ -807,3 +810,50 @@ async def test_opening_and_hooks_have_async_twins(database: Path) -> None:
     async with await MemoryStore.aopen(database) as memory:
         with pytest.raises(IndexConfigError):
             await memory.aadd_hook(ChromaSyncHook(chromadb.EphemeralClient(), "twins"))
+
+
+# -- upkeep --------------------------------------------------------------------------------------------------------
+
+
+def test_vacuum_gives_the_space_of_deleted_threads_back(url: str) -> None:
+    with MemoryStore.open(url) as memory:
+        for thread in range(20):
+            save(memory, str(thread), random.Random(thread).randbytes(10_000).hex())
+        memory.commit(Fact(type="note", payload={"text": "stays"}))
+        full = memory.stats()
+        memory.prune([str(thread) for thread in range(20)], strategy="delete")
+        memory.vacuum()
+        left = memory.stats()
+        assert left["checkpoints"] == left["channel_values"] == 0
+        assert left.bytes["channel_values"] == 0 < full.bytes["channel_values"]
+        assert left.bytes["total"] < full.bytes["total"]
+        assert [fact.payload["text"] for fact in memory.query("note")] == ["stays"]
+
+
+def save(memory: MemoryStore, thread_id: str, value: str) -> None:
+    checkpoint = empty_checkpoint()
+    checkpoint["channel_values"] = {"text": value}
+    checkpoint["channel_versions"] = {"text": "1"}
+    config: Any = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+    memory.checkpointer.put(config, checkpoint, {"source": "update", "step": 0}, {"text": "1"})
+
+
+# -- order ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recent", [1, 2, 3, 7, 50])
+def test_the_latest_come_first_wherever_they_are_looked_for(
+    file_memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, recent: int
+) -> None:
+    monkeypatch.setattr(sqlite_read, "_RECENT", recent)
+    dice = random.Random(recent)
+    for number in range(40):
+        file_memory.store.put(("a" if dice.random() < 0.5 else "b", "x"), str(dice.randrange(12)), {"n": number})
+    for prefix in ((), ("a",), ("b", "x"), ("c",)):
+        log = [entry for entry in file_memory.log() if entry.namespace[: len(prefix)] == prefix]
+        latest = {(entry.namespace, entry.key): entry.value or {} for entry in log}
+        ordered = sorted(latest.values(), key=lambda value: int(value["n"]), reverse=True)
+        assert [item.value for item in file_memory.store.search(prefix, limit=100)] == ordered
+        assert [item.value for item in file_memory.store.search(prefix, limit=3, offset=2)] == ordered[2:5]
+        found = file_memory.store.search(prefix, filter={"n": {"$gt": 10}}, limit=100)
+        assert [item.value for item in found] == [value for value in ordered if value["n"] > 10]

@@ -23,10 +23,11 @@ from pydantic import BaseModel
 sys.path.insert(0, str(Path(__file__).parent))
 from truth import DIMS, Words, check_search, commit, eventually, note, notes, python, vector_of
 
-from langgraph_memstate import Constraint, Fact, MemoryStore
+from langgraph_memstate import Constraint, Fact, MemoryStore, SQLiteStorage
 from langgraph_memstate.errors import ConstraintError, IndexConfigError
 from langgraph_memstate.hooks.pgvector import PgvectorSyncHook
 from langgraph_memstate.index import to_bytes
+from langgraph_memstate.migration import migrate
 from langgraph_memstate.storage.base import Nearest
 from langgraph_memstate.testing.hook_making import needs_fork
 from langgraph_memstate.testing.kills import Children, say
@@ -612,3 +613,17 @@ def test_names_are_no_sql(url: str) -> None:
             assert len(index.held_ids()) == 4
         memory.reindex()
         assert memory.verify().ok
+
+
+def test_a_memory_that_moves_here_gets_its_vectors(url: str, tmp_path: Path) -> None:
+    with MemoryStore(SQLiteStorage(tmp_path / "memory.db"), index=INDEX) as memory:
+        memory.view()
+        commit(memory, notes(30))
+        memory.delete("note", "n0")
+    migrate(tmp_path / "memory.db", url)
+    model = Words()
+    with MemoryStore.open(url, index=INDEX | {"embed": model}) as memory:
+        memory.flush()
+        assert difference(url) == []
+        assert counted(url, table_of(memory)) == 29
+        assert model.texts == []

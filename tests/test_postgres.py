@@ -262,10 +262,23 @@ def test_nothing_stays_with_a_connection_between_transactions(memory: MemoryStor
         memory.commit(note(f"{number}"))
     conn = memory.storage._writer
     assert conn.execute("SELECT current_setting('search_path')").fetchone() == ('"$user", public',)
-    for catalogue in ("pg_prepared_statements", "pg_cursors", "pg_listening_channels()"):
+    for catalogue in ("pg_cursors", "pg_listening_channels()"):
         assert conn.execute(f"SELECT count(*) FROM {catalogue}").fetchone() == (0,), catalogue
     locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
     assert conn.execute(locks).fetchone() == (0,)
+
+
+@pytest.mark.parametrize("pools", [False, True])
+def test_statements_are_prepared_where_no_pooler_stands_in_between(postgres: Server, schema: str, pools: bool) -> None:
+    with line_to(postgres.uri) as line:
+        line.pools = pools
+        with MemoryStore(PostgresStorage(line.uri, schema=schema)) as memory:
+            for number in range(8):
+                memory.commit(note(f"{number}"))
+                assert memory.get("note", f"{number}") is not None
+            conn = memory.storage._writer
+            (prepared,) = conn.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()
+    assert bool(prepared) is not pools
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import platform
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any, TextIO
+from typing import Any
 
 from langgraph_memstate.demo.census import Census
 from langgraph_memstate.demo.run import Comparison
 from langgraph_memstate.demo.sides import SIDES, SideName
-from langgraph_memstate.demo.story import Story
 
 PLACES = ("facts", "vectors")
 LABELS: dict[SideName, str] = {"without": "without", "with": "with memstate"}
@@ -30,38 +28,6 @@ _WIDTH = len("  ".join(KINDS))  # of the three columns of a side
 _PACKAGES = ("langgraph-memstate", "langgraph", "langgraph-checkpoint-sqlite", "chromadb")
 
 Counts = dict[str, int]
-
-
-class ProgressBar:
-    """A bar that redraws itself on a terminal; a line for every tenth elsewhere. Threads may share it."""
-
-    def __init__(self, total: int, out: TextIO) -> None:
-        self._total = total
-        self._out = out
-        self._done = 0
-        self._live = out.isatty()
-        self._lock = threading.Lock()
-
-    def advance(self, side: SideName, story: Story) -> None:
-        with self._lock:
-            before, self._done = self._done, self._done + 1
-            if self._live:
-                filled = 30 * self._done // self._total
-                bar = "#" * filled + "-" * (30 - filled)
-                self._out.write(f"\r[{bar}] {self._percent:3}%  {story.title}\x1b[K")
-            elif self._done * 10 // self._total > before * 10 // self._total:
-                self._out.write(f"{self._percent}%\n")
-            self._out.flush()
-
-    @property
-    def _percent(self) -> int:
-        return 100 * self._done // self._total
-
-    def close(self) -> None:
-        """Leave an empty line where the bar was."""
-        if self._live:
-            self._out.write("\r\x1b[K")
-            self._out.flush()
 
 
 def counts(census: Census) -> Counts:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # not every platform has both
     from multiprocessing.context import ForkServerContext, SpawnContext
 
 Progress = Callable[[SideName, Story], None]
+_KILLED = (-9 if sys.platform != "win32" else 15, 255)
+"""How a killed process ends. 255 is `multiprocessing`'s own: it has not heard how; a failure would have been 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def _process(
         except EOFError:
             outcome = None
         process.join()
-    killed = process.exitcode == (-9 if sys.platform != "win32" else 15)
+    killed = process.exitcode in _KILLED
     to_be_killed = any(turn.kills for turn in story.turns[first:])
     if killed != to_be_killed or (outcome is None) != killed:
         raise MemStateError(f"{name}, {story.title}: a process ended unexpectedly, with status {process.exitcode}")

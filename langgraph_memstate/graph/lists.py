@@ -27,7 +27,6 @@ from langgraph_memstate.graph.templates import (
     copy_into,
     gc_paused,
     is_same,
-    stands_for,
     template_of,
 )
 from langgraph_memstate.storage.base import Blob, ListValue, Reader, StoredList
@@ -236,9 +235,10 @@ class Lists:
                 if last is not None and last.is_open and type(items[place]) in ATOMS:
                     place -= elements.pop().count
                 element = self._element(serde, items[place : _run_end(items, place)], fresh)
-                if turns is None:
-                    turns = {each.digest: number for number, each in enumerate(old)}
-                turn = turns.get(element.digest, turn)  # those in between were taken out, or it was put in
+                if turn < len(old):  # those in between were taken out, or it was put in
+                    if turns is None:
+                        turns = {each.digest: number for number, each in enumerate(old)}
+                    turn = turns.get(element.digest, turn)
             elements.append(element)
             place += element.count
             turn += 1
@@ -342,6 +342,13 @@ class Lists:
             raise CorruptRowError("a list lost an element")
 
 
+def version_of(kind: str, before: ListVersion | None, kept: int, blobs: Sequence[Blob]) -> ListVersion:
+    """A list of which only the serialised elements are known: the first `kept` of another version, then these."""
+    old = () if before is None else before.elements[:kept]
+    fresh = (Element(_digest(blob), blob, 1, None, False) for blob in blobs)
+    return ListVersion(kind, (*old, *fresh), before, kept)
+
+
 def is_worth_splitting(items: Sequence[Any]) -> bool:
     """Whether a list is more than a few atoms."""
     return bool(items) and not (_run_end(items, 0) == len(items) and _is_open(items))
@@ -356,7 +363,7 @@ def _template(serde: SerializerProtocol, run: list[Any], blob: Blob) -> Template
         decoded = serde.loads_typed(blob)
     except Exception:  # a serializer that can write this and not read it says so to whoever reads
         return None
-    return template if stands_for(template, decoded) else template_of(_run_of(decoded))
+    return template if type(decoded) is list and is_same(decoded, template) else template_of(_run_of(decoded))
 
 
 def _digest(blob: Blob) -> bytes:

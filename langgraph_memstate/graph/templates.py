@@ -5,22 +5,23 @@ are exact, or not done at all:
 
 * A template is made of atoms, plain dictionaries and lists, and LangChain's messages, and of nothing else. Readers
   share the atoms, which cannot change, and no container.
-* A value is *the same* as a template where every atom is equal and of the same type, and every container has the same
-  type, length and order. Whatever else may be: it is encoded, and the bytes decide.
+* A value is *the same* as a template where both come to the same MessagePack, written by a packer that refuses whatever
+  is not exactly of a type it knows. What is refused is encoded, and the bytes decide.
 """
 
 from __future__ import annotations
 
 import gc
-import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter
 from types import NoneType
 from typing import Any, NamedTuple
 
+import ormsgpack
 from langchain_core import messages
 from pydantic import BaseModel
 
@@ -34,14 +35,27 @@ _MESSAGES = frozenset(
     )
 )  # fmt: skip
 _DEEPEST = 32  # containers in one another; what nests deeper is always encoded and decoded
+_EXACTLY = (  # whatever equals an atom or a container without being one is refused
+    ormsgpack.OPT_PASSTHROUGH_SUBCLASS
+    | ormsgpack.OPT_PASSTHROUGH_TUPLE
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+)
 
-_parts = attrgetter("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+_fields = attrgetter("__dict__")
+_names = attrgetter("__pydantic_fields_set__")
+_extra = attrgetter("__pydantic_extra__")
+_private = attrgetter("__pydantic_private__")
 _new = object.__new__
 _slots = vars(BaseModel)
 _set_fields: Callable[[Any, Any], None] = _slots["__dict__"].__set__
 _set_names: Callable[[Any, Any], None] = _slots["__pydantic_fields_set__"].__set__
 _set_extra: Callable[[Any, Any], None] = _slots["__pydantic_extra__"].__set__
 _set_private: Callable[[Any, Any], None] = _slots["__pydantic_private__"].__set__
+
+_Make = Callable[[], Any]
 
 
 class Scalars(NamedTuple):
@@ -50,118 +64,116 @@ class Scalars(NamedTuple):
     values: tuple[Any, ...]
 
 
-class Whole(NamedTuple):
-    """Any one value that can be copied."""
+class Plain(NamedTuple):
+    """A dictionary or a list."""
 
-    value: Any
+    cls: type
+    make: _Make
+    has_bytes: bool
 
 
-class FlatMessage(NamedTuple):
-    """A message whose fields are texts, None, and containers that are empty: most are."""
+class Message(NamedTuple):
+    """A message. Its containers are made by calls, as most of them are empty: `dict` and `list` themselves will do."""
 
     cls: type
     fields: dict[str, Any]
-    empty: tuple[tuple[str, type], ...]
+    containers: tuple[tuple[str, _Make], ...]
     names: set[str]
-    extra: dict[str, Any] | None
+    make_extra: _Make
+    has_bytes: bool
 
 
-Template = Scalars | Whole | FlatMessage
+Template = Scalars | Plain | Message
 
 
 def template_of(items: list[Any]) -> Template | None:
     """A template of one item, or of a run of atoms; None where there can be none. It is the caller's to keep."""
-    if all(type(item) in ATOMS for item in items):
-        return Scalars(tuple(items))
-    if len(items) != 1:
-        return None
-    return _flat(items[0]) or (Whole(copied(items[0])) if _is_copyable(items[0], _DEEPEST) else None)
-
-
-def stands_for(template: Template, decoded: Any) -> bool:
-    """Whether a copy of the template is exactly what decoding gave."""
-    copies: list[Any] = []
-    copy_into(copies, template)
-    return _matches(copies, decoded)
-
-
-def _flat(message: Any) -> FlatMessage | None:
-    if type(message) not in _MESSAGES:
-        return None
-    fields, names, extra, private = _parts(message)
-    if extra or private is not None or not _is_named(fields, names):
-        return None
-    empty = []
-    for name, value in fields.items():
-        kind = type(value)
-        if kind is dict or kind is list:
-            if value:
-                return None
-            empty.append((name, kind))
-        elif kind is not str and value is not None:
+    try:
+        if all(type(item) in ATOMS for item in items):
+            _packed(items)
+            return Scalars(tuple(items))
+        if len(items) != 1:
             return None
-    own = {**fields, **{name: kind() for name, kind in empty}}
-    return FlatMessage(type(message), own, tuple(empty), set(names), None if extra is None else {})
+        (item,) = items
+        if type(item) in _MESSAGES:
+            return _message(item)
+        return Plain(type(item), _maker(item), _has_bytes(item)) if _is_copyable(item, _DEEPEST) else None
+    except ormsgpack.MsgpackEncodeError:
+        return None
 
 
-def _is_copyable(value: Any, levels: int) -> bool:
+def _is_copyable(value: Any, levels: int = _DEEPEST) -> bool:
     kind = type(value)
     if kind in ATOMS:
         return True
     if not levels:
         return False
     if kind is dict:
-        return all(type(key) is str and _is_copyable(each, levels - 1) for key, each in value.items())
-    if kind is list:
-        return all(_is_copyable(each, levels - 1) for each in value)
-    if kind not in _MESSAGES:
-        return False
-    fields, names, extra, private = _parts(value)
-    return private is None and _is_named(fields, names) and _is_copyable([fields, extra], levels - 1)
+        return not value or (
+            set(map(type, value)) == {str} and all(_is_copyable(each, levels - 1) for each in value.values())
+        )
+    return kind is list and (not value or all(_is_copyable(each, levels - 1) for each in value))
 
 
-def _is_named(fields: Any, names: Any) -> bool:
-    return type(fields) is dict and type(names) is set and set(map(type, names)) <= {str}
+def _has_bytes(value: Any) -> bool:
+    if type(value) in (dict, list):
+        return any(map(_has_bytes, value.values() if type(value) is dict else value))
+    return type(value) is bytes
+
+
+def _message(message: Any) -> Message | None:
+    fields, extra, names = _fields(message), _extra(message), _names(message)
+    if _private(message) is not None or type(fields) is not dict or type(names) is not set or not _is_copyable(extra):
+        return None
+    if set(map(type, chain(fields, names))) != {str}:
+        return None
+    own, containers, has_bytes = dict(fields), [], _has_bytes(extra)
+    for name, value in fields.items():
+        kind = type(value)
+        if kind is str or value is None:
+            continue
+        if kind is dict or kind is list:
+            if value and not _is_copyable(value):
+                return None
+            containers.append((name, _maker(value)))
+            own[name] = None
+            has_bytes = has_bytes or (bool(value) and _has_bytes(value))
+        elif kind in ATOMS:
+            has_bytes = has_bytes or kind is bytes
+        else:
+            return None
+    return Message(type(message), own, tuple(containers), set(names), _maker(extra), has_bytes)
+
+
+def _maker(value: dict[str, Any] | list[Any] | None) -> _Make:
+    """What makes a container, or nothing, again and again."""
+    return partial(ormsgpack.unpackb, ormsgpack.packb(value, option=_EXACTLY)) if value else type(value)
 
 
 # -- copying ----------------------------------------------------------------------------------------
 
 
-def copied(value: Any) -> Any:
-    """A copy of a copyable value that shares nothing with it that can change."""
-    kind = type(value)
-    if kind in ATOMS:
-        return value
-    if kind is dict:
-        return {key: each if type(each) in ATOMS else copied(each) for key, each in value.items()}
-    if kind is list:
-        return [each if type(each) in ATOMS else copied(each) for each in value]
-    fields, names, extra, _ = _parts(value)
-    copy = _new(kind)
-    _set_fields(copy, copied(fields))
-    _set_names(copy, names.copy())
-    _set_extra(copy, copied(extra))
-    _set_private(copy, None)
-    return copy
-
-
 def copy_into(items: list[Any], template: Template) -> None:
     """Append what a template stands for."""
-    if type(template) is FlatMessage:
-        cls, flat, empty, names, extra = template
-        fields = flat.copy()
-        for name, kind in empty:
-            fields[name] = kind()
-        copy: Any = _new(cls)
-        _set_fields(copy, fields)
-        _set_names(copy, names.copy())
-        _set_extra(copy, None if extra is None else {})
-        _set_private(copy, None)
-        items.append(copy)
-    elif type(template) is Scalars:
+    if isinstance(template, Message):
+        items.append(_copy(template))
+    elif isinstance(template, Scalars):
         items.extend(template.values)
     else:
-        items.append(copied(template[0]))
+        items.append(template.make())
+
+
+def _copy(message: Message) -> Any:
+    cls, own, containers, names, make_extra, _ = message
+    fields = own.copy()
+    for name, make in containers:
+        fields[name] = make()
+    copy: Any = _new(cls)
+    _set_fields(copy, fields)
+    _set_names(copy, names.copy())
+    _set_extra(copy, make_extra())
+    _set_private(copy, None)
+    return copy
 
 
 # -- comparing --------------------------------------------------------------------------------------
@@ -169,122 +181,83 @@ def copy_into(items: list[Any], template: Template) -> None:
 
 def is_same(items: Sequence[Any], template: Template) -> bool:
     """Whether a run of items is surely what the template stands for."""
-    if type(template) is Scalars:
-        return len(items) == len(template.values) and all(map(_equal_atoms, items, template.values))
-    if len(items) != 1:
-        return False
-    if type(template) is FlatMessage:
-        return _is_same_message(items[0], template)
-    return _matches(items[0], template[0])
-
-
-def _is_same_message(item: Any, template: FlatMessage) -> bool:
-    if type(item) is not template.cls:
-        return False
-    fields, names, extra, private = _parts(item)
-    return (
-        type(fields) is dict
-        and type(names) is set
-        and type(extra) is type(template.extra)
-        and private is None
-        and list(map(type, fields.values())) == list(map(type, template.fields.values()))
-        and _equal_names(list(fields), list(template.fields))
-        and (fields, names, extra) == (template.fields, template.names, template.extra)
-    )
-
-
-def _equal_atoms(value: Any, atom: Any) -> bool:
-    if value is atom:
-        return True
-    if type(value) is not type(atom):
-        return False
-    if type(atom) is float:
-        return struct.pack("d", value) == struct.pack("d", atom)
-    return bool(value == atom)
-
-
-def _equal_names(names: list[Any], ours: list[str]) -> bool:
-    return len(names) == len(ours) and (
-        all(map(is_, names, ours)) or (set(map(type, names)) == {str} and names == ours)
-    )
-
-
-def _matches(value: Any, template: Any) -> bool:
-    """Whether a value, which may be anything, is the same as a copyable one."""
-    kind = type(template)
-    if kind in ATOMS:
-        return _equal_atoms(value, template)
-    if type(value) is not kind:
-        return False
-    if kind is dict:
-        return _equal_names(list(value), list(template)) and all(map(_matches, value.values(), template.values()))
-    if kind is list:
-        return len(value) == len(template) and all(map(_matches, value, template))
-    if kind not in _MESSAGES:
-        return False
-    fields, names, extra, private = _parts(value)
-    our_fields, our_names, our_extra, _ = _parts(template)
-    return (
-        private is None
-        and type(names) is set
-        and names == our_names
-        and _matches(fields, our_fields)
-        and _matches(extra, our_extra)
-    )
+    outline = Outline()
+    outline.add(template)
+    return len(items) == outline.length and outline.begins(items)
 
 
 class Outline:
-    """What a list begins with, laid out so that another list is compared with it at the speed of C.
-
-    The parts of all flat messages lie side by side. Types come first: what has the types of a template compares without
-    running anybody's code.
-    """
+    """What a list begins with, laid out so that another list is compared with it at the speed of C."""
 
     def __init__(self) -> None:
         self.length = 0
         """items"""
-        self._others: list[tuple[int, int, Template]] = []
-        self._places: list[int] = []
         self._classes: list[type] = []
-        self._parts: list[tuple[Any, ...]] = []
-        self._part_types: list[type] = []
-        self._names: list[str] = []
-        self._types: list[type] = []
+        self._messages: list[int] = []
+        self._plain: list[int] = []
+        self._names: list[set[str]] = []
+        self._packed = tuple(bytearray() for _ in _columns((), ()))
+        self._with_bytes: list[int] = []
 
     def add(self, template: Template) -> None:
-        end = self.length + (len(template.values) if type(template) is Scalars else 1)
-        if type(template) is FlatMessage:
-            parts = (template.fields, template.names, template.extra, None)
-            self._places.append(self.length)
-            self._classes.append(template.cls)
-            self._parts.append(parts)
-            self._part_types += map(type, parts)
-            self._names += template.fields
-            self._types += map(type, template.fields.values())
+        made: list[Any] = []
+        copy_into(made, template)
+        if isinstance(template, Message):
+            self._messages.append(self.length)
+            self._names.append(template.names)
+            columns = _columns(made, ())
         else:
-            self._others.append((self.length, end, template))
-        self.length = end
+            self._plain += range(self.length, self.length + len(made))
+            columns = _columns((), made)
+        if not isinstance(template, Scalars) and template.has_bytes:
+            self._with_bytes.append(self.length)
+        for ours, more in zip(self._packed, columns, strict=True):
+            ours += more
+        self._classes += map(type, made)
+        self.length = len(self._classes)
 
     def begins(self, items: Sequence[Any]) -> bool:
         """Whether a list surely begins with this."""
-        if len(items) < self.length:
+        items = items[: self.length]
+        if list(map(type, items)) != self._classes:  # first: of these types, attributes and names run nobody's code
             return False
-        if not all(is_same(items[start:end], template) for start, end, template in self._others):
+        found = items if not self._plain else [items[place] for place in self._messages]
+        plain = items if not self._messages else [items[place] for place in self._plain]
+        names = list(map(_names, found))
+        if list(map(type, names)) != [set] * len(found) or names != self._names:
             return False
-        return self._match(items[: self.length] if not self._others else [items[place] for place in self._places])
+        try:
+            equal = all(map(_is_equal, _columns(found, plain), self._packed))
+        except ormsgpack.MsgpackEncodeError:
+            return False
+        return equal and all(_is_exact(items[place]) for place in self._with_bytes)
 
-    def _match(self, items: Sequence[Any]) -> bool:
-        if list(map(type, items)) != self._classes:
-            return False
-        parts = list(map(_parts, items))
-        if list(map(type, chain.from_iterable(parts))) != self._part_types:
-            return False
-        fields = list(map(itemgetter(0), parts))
-        if list(map(type, chain.from_iterable(map(dict.values, fields)))) != self._types:
-            return False
-        if not _equal_names(list(chain.from_iterable(fields)), self._names):
-            return False
-        return parts == self._parts
+
+def _columns(found: Sequence[Any], plain: Sequence[Any]) -> Iterator[bytes]:
+    """The parts of messages, then plain values, packed.
+
+    Raises:
+        MsgpackEncodeError: one is not exactly of a type that has a MessagePack.
+    """
+    yield _packed(list(map(_fields, found)))
+    yield _packed(list(map(_extra, found)))
+    yield _packed(list(map(_private, found)))
+    yield _packed(plain)
+
+
+def _packed(values: Sequence[Any]) -> bytes:
+    """Values behind one another. Raises what `_columns` does."""
+    packed = ormsgpack.packb(list(values), option=_EXACTLY)
+    return packed[1 if len(values) < 16 else 3 if len(values) < 1 << 16 else 5 :]  # without the array's length
+
+
+def _is_equal(packed: bytes, ours: bytearray) -> bool:
+    return len(packed) == len(ours) and packed.startswith(ours)
+
+
+def _is_exact(item: Any) -> bool:
+    """Whether what looks like bytes is: other types come to the same MessagePack."""
+    return _is_copyable([_fields(item), _extra(item)] if type(item) in _MESSAGES else item)
 
 
 # -- allocating -------------------------------------------------------------------------------------

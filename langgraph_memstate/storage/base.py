@@ -16,8 +16,14 @@ from typing import Any, Literal, NamedTuple, Protocol
 from langgraph_memstate.errors import IndexConfigError
 from langgraph_memstate.facts import Draft, IndexPaths, LogEntry, Namespace, Pattern, Record
 from langgraph_memstate.filters import Condition, equal
+from langgraph_memstate.storage.tables import Row
 
 EXACT = "exact"  # the name of an index without a vector database: searched in SQL, nothing follows it
+COUNTED = (
+    "checkpoints", "channel_values", "lists", "elements", "writes", "staged", "facts", "items", "vectors", "embeddings",
+    "outbox", "prepared",
+)  # fmt: skip
+"""What a storage counts, by the names that `MemoryStore.stats` shows."""
 
 # -- values -----------------------------------------------------------------------------------------
 
@@ -484,11 +490,29 @@ class DeleteCheckpoints:
     steps: tuple[StepKey, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Take over rows of another storage as they are, in a form that `tables` describes; numbers that the storage gives
+    out by itself go on after theirs. Nothing else follows from them, and none of them is there.
+
+    Only where `meta` says that the database is unfinished, else `CommitRaced`. `meta` itself takes rows at any time;
+    they replace those of the same key.
+    """
+
+    table: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Empty every table but `meta`, which must say that the database is unfinished, else `CommitRaced`."""
+
+
 Op = (
     PutCheckpoint | PutWrites | DropWrites | Stage | Unstage | Drain | Append | CheckUnchanged | CheckUnique
     | PutEmbeddings | PutVectors | PutIndexed | Prepare | Settle
     | OutboxDone | OutboxFailed | QueueIndex | RebuildIndex | PutIndexMeta | Touch | DeleteThread | DeleteRuns
-    | CopyThread | DeleteCheckpoints | Expect | Forget
+    | CopyThread | DeleteCheckpoints | Expect | Forget | Load | Clear
 )  # fmt: skip
 
 Commit = tuple[Op, ...]
@@ -695,7 +719,15 @@ class Reader(ABC):
 
     @abstractmethod
     def counts(self) -> dict[str, int]:
-        """Rows by table."""
+        """Rows by table (`COUNTED`)."""
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by table, without indexes, and ``"total"``: what the whole database takes. Empty where unknown."""
+        return {}
+
+    @abstractmethod
+    def dump(self, table: str) -> Iterator[Row]:
+        """Every row of a table that `tables` describes, by its key: texts by code point, bytes by value."""
 
 
 class Snapshots(Protocol):
@@ -753,6 +785,10 @@ class Storage(ABC):
     def open(self) -> str:
         """Connect, migrate, and return the id this database keeps for life."""
 
+    def exists(self) -> bool:
+        """Whether `open` finds a database rather than making one; asked before. True where that is not known."""
+        return True
+
     @abstractmethod
     def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
         """Land each commit whole or not at all, durably before returning; None where it landed, else why not."""
@@ -772,6 +808,10 @@ class Storage(ABC):
 
     def scrub(self) -> None:
         """Leave no copy of what was erased behind. Nothing to do where deleting leaves none."""
+        return
+
+    def vacuum(self) -> None:
+        """Give the space of what was deleted back to the disk. Called while nothing is written."""
         return
 
     @abstractmethod

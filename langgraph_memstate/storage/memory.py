@@ -25,6 +25,9 @@ class InMemoryStorage(SQLiteStorage):
     def location(self) -> Path | None:
         return None
 
+    def exists(self) -> bool:
+        return False
+
     def _make_parent(self) -> None:
         return
 
@@ -33,6 +36,10 @@ class InMemoryStorage(SQLiteStorage):
 
     def scrub(self) -> None:
         return  # there is no file
+
+    def vacuum(self) -> None:
+        with self._turn:
+            self._open_writer().execute("VACUUM")
 
     def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
         with self._turn:

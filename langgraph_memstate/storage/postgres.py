@@ -12,8 +12,9 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import resources
+from typing import LiteralString
 from uuid import uuid4
 
 try:
@@ -32,7 +33,7 @@ from langgraph_memstate.errors import (
     StorageError,
     TransientError,
 )
-from langgraph_memstate.storage.base import Commit, IndexTable, OutboxRow, Reader, Storage
+from langgraph_memstate.storage.base import COUNTED, Commit, IndexTable, Load, OutboxRow, Reader, Storage
 from langgraph_memstate.storage.postgres_claims import claim, release
 from langgraph_memstate.storage.postgres_link import Connection, Pool, connect, is_lost, run, storage_error
 from langgraph_memstate.storage.postgres_read import PostgresReader
@@ -97,6 +98,14 @@ class PostgresStorage(Storage):
 
     # -- opening ------------------------------------------------------------------------------------
 
+    def exists(self) -> bool:
+        query = "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = 'meta'"
+        try:
+            with connect(self._conninfo) as conn:
+                return run(conn, query, self._schema).fetchone() is not None
+        except psycopg.Error as error:
+            raise _unreachable(error) from error
+
     def open(self) -> str:
         if self._pool is not None:
             raise StorageError("this storage is open already; one memory owns one storage")
@@ -104,8 +113,7 @@ class PostgresStorage(Storage):
         try:
             conn = connect(self._conninfo)
         except psycopg.Error as error:
-            text = str(error).strip().partition("\n")[0]
-            raise DatabaseOpenError(f"PostgreSQL cannot be reached, or refuses: {text}") from error
+            raise _unreachable(error) from error
         try:
             store_id = self._migrate(conn)
         except psycopg.Error as error:
@@ -211,7 +219,8 @@ class PostgresStorage(Storage):
         number = self._committed + 1
         is_decided = False
         try:
-            with conn.pipeline():
+            copies = any(isinstance(op, Load) for commit in commits for op in commit)
+            with nullcontext() if copies else conn.pipeline():
                 conn.execute(b"BEGIN")
                 run(conn, _SET, list(self._settings), list(self._settings.values()))
                 lock(conn, self._schema, commits)
@@ -329,26 +338,22 @@ class PostgresStorage(Storage):
 
     def scrub(self) -> None:
         """Let the server reuse the space of what was erased. Its write-ahead log, and backups, are its owner's."""
+        self._vacuum("VACUUM {}.{}", "freeing erased rows")
+
+    def vacuum(self) -> None:
+        """Give free space back to the disk. Each table is locked while it is written anew."""
+        self._vacuum("VACUUM (FULL, ANALYZE) {}.{}", "vacuuming")
+
+    def _vacuum(self, command: LiteralString, doing: str) -> None:
         self._check_open()
-        tables = (
-            "facts",
-            "items",
-            "staged",
-            "embeddings",
-            "vectors",
-            "outbox",
-            "checkpoints",
-            "channel_values",
-            "writes",
-        )
         schema = sql.Identifier(self._schema)
         try:
             with connect(self._conninfo) as conn:
                 kept = conn.execute(sql.SQL("SELECT number FROM {}.vector_tables").format(schema)).fetchall()
-                for table in (*tables, *(f"vectors_{number:d}" for (number,) in kept)):
-                    conn.execute(sql.SQL("VACUUM {}.{}").format(schema, sql.Identifier(table)))
+                for table in (*COUNTED, *(f"vectors_{number:d}" for (number,) in kept)):
+                    conn.execute(sql.SQL(command).format(schema, sql.Identifier(table)))
         except psycopg.Error as error:
-            raise storage_error(error, "freeing erased rows") from error
+            raise storage_error(error, doing) from error
 
     # -- work that processes share ------------------------------------------------------------------
 
@@ -416,3 +421,8 @@ class PostgresStorage(Storage):
             return  # in a fork: the connections are the parent's
         pool.close()
         self._drop_writer()
+
+
+def _unreachable(error: psycopg.Error) -> DatabaseOpenError:
+    text = str(error).strip().partition("\n")[0]
+    return DatabaseOpenError(f"PostgreSQL cannot be reached, or refuses: {text}")

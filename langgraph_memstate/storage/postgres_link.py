@@ -33,6 +33,7 @@ from langgraph_memstate.errors import (
 Connection = psycopg.Connection[tuple[Any, ...]]
 Cursor = psycopg.Cursor[tuple[Any, ...]]
 
+_PREPARED_AFTER, _PREPARED_MAX = 3, 300  # uses of a statement, and statements of a connection
 _CONNECT_TIMEOUT = 10  # seconds, where the connection string does not say
 _CLASSES: dict[str, tuple[type[MemStateError], str]] = {
     "08": (TransientError, "the connection was lost; try again"),
@@ -107,7 +108,11 @@ class _BinaryTextLoader(_TextLoader):
 
 
 def connect(conninfo: str) -> Connection:
-    """A connection outside of any transaction, which prepares nothing: a pooler may stand in between."""
+    """A connection outside of any transaction. It prepares statements unless a pooler stands in between.
+
+    A pooler hands one server process to many clients, and a name that one of them has prepared may be another's. It
+    shows by the number of the process, which it cannot tell at connecting, as it has not chosen one yet.
+    """
     given = conninfo_to_dict(conninfo)
     options: dict[str, Any] = {"client_encoding": "utf8"}
     if "connect_timeout" not in given:
@@ -121,6 +126,8 @@ def connect(conninfo: str) -> Connection:
     conn.adapters.register_dumper(Encoded, _EncodedDumper)
     for loader in (_TextLoader, _BinaryTextLoader):
         conn.adapters.register_loader("text", loader)
+    if conn.execute(b"SELECT pg_backend_pid()").fetchone() == (conn.info.backend_pid,):
+        conn.prepare_threshold, conn.prepared_max = _PREPARED_AFTER, _PREPARED_MAX
     return conn
 
 

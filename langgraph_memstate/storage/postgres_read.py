@@ -24,8 +24,10 @@ from langgraph_memstate.facts import (
     namespace_range,
 )
 from langgraph_memstate.filters import Condition
+from langgraph_memstate.storage import postgres_rows
 from langgraph_memstate.storage import postgres_values as values
 from langgraph_memstate.storage.base import (
+    COUNTED,
     AncestorWrite,
     Blob,
     Claim,
@@ -52,6 +54,7 @@ from langgraph_memstate.storage.postgres_link import Connection, run
 from langgraph_memstate.storage.postgres_vectors import VectorTables, neighbours
 from langgraph_memstate.storage.postgres_write import NOT_LANDED, THIS_STEP
 from langgraph_memstate.storage.rows import COLUMNS, ITEM, LOG, load_paths, log_entry_of, record_of, scored_of
+from langgraph_memstate.storage.tables import Row
 
 _HEAD = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, head_type, head, metadata, channels, value_ids"
 _VECTOR = "vectors.vector_id, vectors.ord, embeddings.vector"
@@ -75,6 +78,7 @@ _PAST = (
     "WHERE later.ns = facts.ns AND later.key = facts.key AND later.seq > facts.seq AND later.seq <= %(seq)s)) AS items"
 )
 _FIRST_CHUNK, _LARGEST_CHUNK = 50, 5_000  # rows
+_MOVED_CHUNK = 500  # of any size
 _MOST_ROWS = 2**62
 
 _cursors = count(1)
@@ -102,7 +106,7 @@ class PostgresReader(Reader):
     def _one(self, query: str, *parameters: Any) -> tuple[Any, ...] | None:
         return run(self._conn, query, *parameters).fetchone()
 
-    def _stream(self, query: str, **parameters: Any) -> Iterator[tuple[Any, ...]]:
+    def _stream(self, query: str, largest: int = _LARGEST_CHUNK, /, **parameters: Any) -> Iterator[tuple[Any, ...]]:
         """The rows of a query that may have many, in chunks."""
         name = f"rows_{next(_cursors)}"
         chunk = _FIRST_CHUNK
@@ -114,7 +118,7 @@ class PostgresReader(Reader):
             if len(rows) < chunk:
                 run(self._conn, f"CLOSE {name}")
                 return
-            chunk = min(chunk * 4, _LARGEST_CHUNK)
+            chunk = min(chunk * 4, largest)
             rows = run(self._conn, f"FETCH {chunk} FROM {name}").fetchall()
 
     # -- checkpoints --------------------------------------------------------------------------------
@@ -460,13 +464,20 @@ class PostgresReader(Reader):
         return None if row is None else PutIndexMeta(*row)
 
     def counts(self) -> dict[str, int]:
-        tables = (
-            "checkpoints", "channel_values", "lists", "elements", "writes", "staged", "facts", "items", "vectors",
-            "embeddings", "outbox", "prepared",
-        )  # fmt: skip
-        row = self._one("SELECT " + ", ".join(f"(SELECT count(*) FROM {table})" for table in tables))
+        row = self._one("SELECT " + ", ".join(f"(SELECT count(*) FROM {table})" for table in COUNTED))
         assert row is not None
-        return dict(zip(tables, row, strict=True))
+        return dict(zip(COUNTED, row, strict=True))
+
+    def sizes(self) -> dict[str, int]:
+        each = [f"(SELECT coalesce(sum(pg_column_size({table}.*)), 0)::bigint FROM {table})" for table in COUNTED]
+        each.append("(" + " + ".join(f"pg_total_relation_size('{table}')" for table in COUNTED) + ")")
+        row = self._one("SELECT " + ", ".join(each))
+        assert row is not None
+        return dict(zip((*COUNTED, "total"), row, strict=True))
+
+    def dump(self, table: str) -> Iterator[Row]:
+        for row in self._stream(postgres_rows.dump_query(table), _MOVED_CHUNK):
+            yield postgres_rows.dumped(table, row)
 
 
 def _unpacked(step: StepKey, stored: object) -> bytes:

@@ -17,6 +17,7 @@ from langgraph_memstate.storage.base import (
     Append,
     CheckUnchanged,
     CheckUnique,
+    Clear,
     Commit,
     CopyThread,
     DeleteCheckpoints,
@@ -26,6 +27,7 @@ from langgraph_memstate.storage.base import (
     DropWrites,
     Expect,
     Forget,
+    Load,
     Op,
     OutboxDone,
     OutboxFailed,
@@ -61,6 +63,7 @@ from langgraph_memstate.storage.postgres_log import (
     settle,
     touch,
 )
+from langgraph_memstate.storage.postgres_rows import clear, load
 from langgraph_memstate.storage.postgres_values import copy_values, put_values, sweep
 from langgraph_memstate.storage.postgres_vectors import Places, put_indexed
 
@@ -294,6 +297,8 @@ _RUN: dict[type, Run] = {
     DeleteRuns: _delete_runs,
     CopyThread: _copy_thread,
     DeleteCheckpoints: _delete_checkpoints,
+    Load: load,
+    Clear: clear,
 }
 _RUN_WITH_PLACES: dict[type, RunWithPlaces] = {
     Append: append,

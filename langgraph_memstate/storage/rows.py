@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate, pairwise
 from typing import Any
 
-from langgraph_memstate.errors import CorruptRowError
+from langgraph_memstate.errors import CommitRaced, CorruptRowError
 from langgraph_memstate.facts import IndexPaths, LogEntry, Record, decode_namespace, decode_value
 from langgraph_memstate.storage.base import ScoredRow, StoredList
 from langgraph_memstate.storage.packing import packed, unpacked
+from langgraph_memstate.storage.tables import TABLES, Row, Table
 
 ITEM = (
     "items.ns, items.key, items.version, items.value, created_at, updated_at, items.seq, expires_at, ttl, type, "
@@ -99,3 +100,61 @@ def flattened(chain: Sequence[StoredList]) -> tuple[int, ...]:
     for version in reversed(chain):
         ids = ids[: version.keep] + version.tail
     return ids
+
+
+# -- rows that move ---------------------------------------------------------------------------------
+
+_PACKED = {"head", "data"}
+
+
+def _dump_elements(stored: object) -> str:
+    return json.dumps(load_ids(stored), separators=(",", ":"))
+
+
+def _load_elements(text: str) -> bytes:
+    return dump_ids(json.loads(text))
+
+
+def _converted(table: str, packing: Callable[[Any], Any], listing: Callable[[Any], Any]) -> Mapping[int, Any]:
+    """Which columns of a table are stored otherwise than they move, and how they are converted."""
+    found: dict[int, Any] = {}
+    for place, column in enumerate(TABLES[table].columns):
+        if column in _PACKED:
+            found[place] = packing
+        elif (table, column) == ("lists", "elements"):
+            found[place] = listing
+    return found
+
+
+_DUMPED = {table: _converted(table, unpacked, _dump_elements) for table in TABLES}
+_LOADED = {table: _converted(table, packed, _load_elements) for table in TABLES}
+
+
+def as_moved(table: str, row: Row) -> Row:
+    """A stored row as it moves."""
+    return _with(row, _DUMPED[table])
+
+
+def as_stored(table: str, row: Row) -> Row:
+    """A row that came from another storage, as it is stored."""
+    return _with(row, _LOADED[table])
+
+
+def _with(row: Row, converted: Mapping[int, Callable[[Any], Any]]) -> Row:
+    if not converted:
+        return row
+    changed = list(row)
+    for place, convert in converted.items():
+        changed[place] = convert(row[place])
+    return tuple(changed)
+
+
+def column_names(table: Table) -> tuple[str, str]:
+    """All columns of a table, and those of its key, in SQL."""
+    return ", ".join(table.columns), ", ".join(table.columns[: table.key])
+
+
+def check_unfinished(row: Sequence[Any] | None) -> None:
+    """Given what `meta` says about it: a memory that is open to others takes no rows but by its commits."""
+    if row is None or not row[0]:
+        raise CommitRaced("the database is finished: it takes no rows from elsewhere any more")

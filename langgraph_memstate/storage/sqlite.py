@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -32,6 +33,7 @@ logger = logging.getLogger("langgraph_memstate")
 
 APPLICATION_ID = 0x4D656D53  # "MemS", in the file's header
 MIGRATIONS = ("sqlite_0001.sql",)
+_NAP = 0.0002, 0.0018  # seconds between two tries to get the write lock
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 _OF_ONE_COMMIT = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError)  # the transaction goes on
 
@@ -80,6 +82,9 @@ class SQLiteStorage(Storage):
 
     # -- opening ------------------------------------------------------------------------------------
 
+    def exists(self) -> bool:
+        return self._path.is_file() and self._path.stat().st_size > 0
+
     def open(self) -> str:
         if self._writer is not None:
             raise StorageError(f"{self._path} is open already; one memory owns one storage")
@@ -91,6 +96,7 @@ class SQLiteStorage(Storage):
             writer = self._connect()
             try:
                 store_id = self._migrate(writer)
+                writer.execute("PRAGMA busy_timeout=0")  # see _begin
             except BaseException:
                 writer.close()
                 raise
@@ -186,7 +192,10 @@ class SQLiteStorage(Storage):
     def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
         conn = self._open_writer()
         try:
-            return self._apply_together(conn, commits)
+            outcomes = self._apply_together(conn, commits, apart=False)
+            if len(commits) == 1 or all(outcome is None for outcome in outcomes):
+                return outcomes
+            return self._apply_together(conn, commits, apart=True)  # one is to blame, and the others are to land
         except sqlite3.Error as error:
             self._rollback(conn)
             if len(commits) == 1:
@@ -194,22 +203,43 @@ class SQLiteStorage(Storage):
         # The shared transaction is gone. One commit may be to blame, so each gets its own.
         return [outcome for commit in commits for outcome in self.apply((commit,))]
 
-    def _apply_together(self, conn: sqlite3.Connection, commits: Sequence[Commit]) -> list[BaseException | None]:
+    def _apply_together(
+        self, conn: sqlite3.Connection, commits: Sequence[Commit], *, apart: bool
+    ) -> list[BaseException | None]:
+        """Run commits in one transaction: each `apart` from the others, or nothing lands once one fails."""
         outcomes: list[BaseException | None] = []
-        conn.execute("BEGIN IMMEDIATE")
+        self._begin(conn)
         try:
             for commit in commits:
-                outcomes.append(self._apply_one(conn, commit, alone=len(commits) == 1))
-            if conn.in_transaction:
-                conn.execute("COMMIT")
+                outcomes.append(self._apply_one(conn, commit, apart=apart))
+                if not conn.in_transaction:
+                    return outcomes
+            conn.execute("COMMIT")
         except BaseException:
             self._rollback(conn)
             raise
         return outcomes
 
-    def _apply_one(self, conn: sqlite3.Connection, commit: Commit, *, alone: bool) -> BaseException | None:
-        """Run one commit, under a savepoint unless it is alone. Errors that end the transaction itself are raised."""
-        if not alone:
+    def _begin(self, conn: sqlite3.Connection) -> None:
+        """Take the write lock.
+
+        SQLite's own waiting sleeps longer each time, up to 0.1 s, so that whoever has waited longest is least likely to
+        be next. Here all ask as often.
+        """
+        deadline = time.monotonic() + self._busy_timeout
+        while True:
+            try:
+                conn.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                    raise
+                time.sleep(random.uniform(*_NAP))
+            else:
+                return
+
+    def _apply_one(self, conn: sqlite3.Connection, commit: Commit, *, apart: bool) -> BaseException | None:
+        """Run one commit. If it fails, it alone is taken back, or else the transaction; what breaks that is raised."""
+        if apart:
             conn.execute("SAVEPOINT one")
         try:
             for op in commit:
@@ -217,17 +247,17 @@ class SQLiteStorage(Storage):
         except Exception as error:
             if isinstance(error, sqlite3.Error) and not isinstance(error, _OF_ONE_COMMIT):
                 raise
-            if alone:
-                self._rollback(conn)
-            else:
+            if apart:
                 conn.execute("ROLLBACK TO one")
                 conn.execute("RELEASE one")
+            else:
+                self._rollback(conn)
             if isinstance(error, MemStateError):
                 return error
             failure = StorageError(f"a value does not fit the database: {error!r}")
             failure.__cause__ = error
             return failure
-        if not alone:
+        if apart:
             conn.execute("RELEASE one")
         return None
 
@@ -297,6 +327,15 @@ class SQLiteStorage(Storage):
             raise storage_error(error, "emptying the write-ahead log") from error
         if busy:
             logger.warning("%s: others are reading; the write-ahead log is emptied once they are done", self._path)
+
+    def vacuum(self) -> None:
+        self._check_open()
+        try:
+            with closing(self._connect()) as conn:
+                conn.execute("VACUUM")
+        except sqlite3.Error as error:
+            raise storage_error(error, "vacuuming") from error
+        self.scrub()
 
     def close(self) -> None:
         with self._lock:

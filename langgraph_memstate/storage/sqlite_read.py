@@ -21,8 +21,9 @@ from langgraph_memstate.facts import (
     namespace_range,
 )
 from langgraph_memstate.filters import Condition
-from langgraph_memstate.storage import sqlite_values
+from langgraph_memstate.storage import sqlite_rows, sqlite_values
 from langgraph_memstate.storage.base import (
+    COUNTED,
     AncestorWrite,
     Blob,
     Claim,
@@ -44,6 +45,7 @@ from langgraph_memstate.storage.packing import unpacked
 from langgraph_memstate.storage.rows import COLUMNS, ITEM, LOG, load_paths, log_entry_of, record_of, scored_of
 from langgraph_memstate.storage.sqlite_checks import sought
 from langgraph_memstate.storage.sqlite_write import NOT_LANDED, THIS_STEP
+from langgraph_memstate.storage.tables import Row
 
 _HEAD = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, head_type, head, metadata, manifest"
 _VECTOR = "vectors.vector_id, vectors.ord, embeddings.vector"
@@ -59,6 +61,7 @@ _NAMESPACES = (
     "SELECT (SELECT min(ns) FROM items WHERE ns > found.ns AND ns < :high) FROM found WHERE found.ns IS NOT NULL) "
     f"SELECT ns FROM found WHERE EXISTS (SELECT 1 FROM items WHERE items.ns = found.ns AND {_LIVE})"
 )
+_RECENT = 2_000  # sequences; reading so many takes about as long as finding out that it was in vain
 _COMPARISONS = {"=": "=", ">=": ">=", "<=": "<="}
 _ORIGIN = frozenset(field.name for field in fields(Origin))
 _PAST = (
@@ -217,11 +220,26 @@ class SQLiteReader(Reader):
 
     def items(self, prefix: Sequence[str], now: float, conditions: Sequence[Condition] = ()) -> Iterator[Record]:
         also, operands = _narrowed(conditions)
-        rows = self._item_rows(
-            f"SELECT {ITEM} FROM {self._items} WHERE {_UNDER} AND {_LIVE} {also} ORDER BY items.seq DESC",
-            now=now, **_range(prefix), **operands,
+        wanted = f"{_UNDER} AND {_LIVE} {also}"
+        recent = self._recent(prefix) if self._seq is None else None
+        if recent is None:
+            queries = [f"SELECT {ITEM} FROM {self._items} WHERE {wanted} ORDER BY items.seq DESC"]
+        else:
+            queries = [
+                f"SELECT {ITEM} FROM items INDEXED BY items_by_seq WHERE items.seq > :recent AND {wanted} "
+                "ORDER BY items.seq DESC",
+                f"SELECT {ITEM} FROM items WHERE +items.seq <= :recent AND {wanted} ORDER BY +items.seq DESC",
+            ]
+        for query in queries:
+            yield from map(record_of, self._item_rows(query, now=now, recent=recent, **_range(prefix), **operands))
+
+    def _recent(self, prefix: Sequence[str]) -> int | None:
+        """The sequence after which to look first for the latest items of a prefix that has many: all need sorting."""
+        ((many, last),) = self._item_rows(
+            f"SELECT (SELECT count(*) FROM (SELECT 1 FROM items WHERE {_UNDER} LIMIT {_RECENT})) = {_RECENT}, "
+            "(SELECT max(seq) FROM items)", **_range(prefix),
         )  # fmt: skip
-        yield from map(record_of, rows)
+        return last - _RECENT if many else None
 
     def namespaces(self, prefix: Sequence[str], now: float) -> list[Namespace]:
         past = f"SELECT DISTINCT items.ns FROM {_PAST} WHERE {_UNDER} AND {_LIVE}"
@@ -438,15 +456,23 @@ class SQLiteReader(Reader):
         return None if row is None else PutIndexMeta(*row)
 
     def counts(self) -> dict[str, int]:
-        tables = (
-            "checkpoints", "channel_values", "lists", "elements", "writes", "staged", "facts", "items", "vectors",
-            "embeddings", "outbox", "prepared",
-        )  # fmt: skip
+        return {table: self._number(f"SELECT count(*) FROM {table}") for table in COUNTED}
+
+    def sizes(self) -> dict[str, int]:
         found = {}
-        for table in tables:
-            row = self._one(f"SELECT count(*) FROM {table}")
-            found[table] = int(row[0]) if row else 0
+        for table in COUNTED:
+            columns = (name for (name,) in self._rows("SELECT name FROM pragma_table_info(?)", table))
+            lengths = " + ".join(f'coalesce(length(CAST("{column}" AS BLOB)), 0)' for column in columns)
+            found[table] = self._number(f"SELECT coalesce(sum({lengths}), 0) FROM {table}")
+        found["total"] = self._number("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
         return found
+
+    def _number(self, query: str) -> int:
+        row = self._one(query)
+        return int(row[0]) if row else 0
+
+    def dump(self, table: str) -> Iterator[Row]:
+        return sqlite_rows.dump(self._conn, table)
 
 
 def _unpacked(step: StepKey, stored: object) -> bytes:

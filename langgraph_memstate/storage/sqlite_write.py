@@ -15,6 +15,7 @@ from langgraph_memstate.storage.base import (
     Append,
     CheckUnchanged,
     CheckUnique,
+    Clear,
     CopyThread,
     DeleteCheckpoints,
     DeleteRuns,
@@ -23,6 +24,7 @@ from langgraph_memstate.storage.base import (
     DropWrites,
     Expect,
     Forget,
+    Load,
     Op,
     OutboxDone,
     OutboxFailed,
@@ -42,6 +44,7 @@ from langgraph_memstate.storage.base import (
 )
 from langgraph_memstate.storage.packing import packed
 from langgraph_memstate.storage.sqlite_checks import check_unchanged, check_unique
+from langgraph_memstate.storage.sqlite_rows import clear, load
 from langgraph_memstate.storage.sqlite_values import copy_values, put_values, sweep
 
 _INSERT_CHECKPOINT = (
@@ -452,4 +455,6 @@ _RUN: dict[type, Run] = {
     DeleteRuns: _delete_runs,
     CopyThread: _copy_thread,
     DeleteCheckpoints: _delete_checkpoints,
+    Load: load,
+    Clear: clear,
 }

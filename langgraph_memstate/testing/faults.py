@@ -190,6 +190,11 @@ class FaultyStorage(Storage):
         self.inner.scrub()
         self._point()
 
+    def vacuum(self) -> None:
+        self._point()
+        self.inner.vacuum()
+        self._point()
+
     def close(self) -> None:
         self.inner.close()
 
