@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from langgraph_memstate import prepared
 from langgraph_memstate.commit import Writer
@@ -23,17 +23,19 @@ from langgraph_memstate.errors import (
     VectorSyncError,
 )
 from langgraph_memstate.facts import Draft, IndexPaths, Record
-from langgraph_memstate.hooks.base import IndexState, SyncHook
-from langgraph_memstate.index import VectorIndex
+from langgraph_memstate.hooks.base import IndexState, SyncHook, Vector
+from langgraph_memstate.index import VectorIndex, to_bytes
 from langgraph_memstate.storage.base import (
     Commit,
     EmbeddingRow,
+    IndexedRow,
     Op,
     OutboxDone,
     OutboxFailed,
     OutboxRow,
     PreparedRow,
     PutEmbeddings,
+    PutIndexed,
     PutVectors,
     QueueIndex,
     Reader,
@@ -50,6 +52,8 @@ POISON_AFTER = 8  # failures of one entry, with the database up, before it is se
 _POLL = 0.5  # seconds between looks for work that another process committed
 _REOPEN = 2.0  # seconds between tries to open an index that is away
 _BATCH = 50
+_LEASE = 30.0  # seconds after which another process may apply what one has claimed
+_ASIDE = 0.05  # seconds between looks whether another process is through with what it has claimed
 _HORIZON = 86_400.0  # seconds; every retry is nearer
 
 
@@ -226,13 +230,17 @@ class Follower:
     def _embed(self, index: VectorIndex, waiting: Sequence[tuple[int, Record | None, IndexPaths]]) -> None:
         if waiting:
             drafts = [draft_of(record, paths) for _, record, paths in waiting if record is not None]
-            rows, fresh, _ = index.embed(drafts, self._storage)
+            rows, fresh, vectors = index.embed(drafts, self._storage)
             done = tuple(OutboxRow(id_, index.name, "embed", "", None, 0) for id_, _, _ in waiting)
-            self._writer.land((*self._bind(index, rows, fresh), OutboxDone(done)))
+            self._writer.land((*self._bind(index, rows, fresh, vectors), OutboxDone(done)))
 
     @staticmethod
-    def _bind(index: VectorIndex, rows: Sequence[VectorRow], fresh: Sequence[EmbeddingRow]) -> Commit:
-        """Give versions that are in the log already their vectors; the index gets them through the outbox."""
+    def _bind(
+        index: VectorIndex, rows: Sequence[VectorRow], fresh: Sequence[EmbeddingRow], vectors: Mapping[str, Vector]
+    ) -> Commit:
+        """Give versions that are in the log already their vectors; the index gets them through the outbox, if at all"""
+        if index.is_kept:
+            return (PutEmbeddings(tuple(fresh)), PutVectors(tuple(rows), frozenset()), indexed(index, rows, vectors))
         deferred = frozenset((index.name,)) if index.hook is not None else frozenset()
         return (PutEmbeddings(tuple(fresh)), PutVectors(tuple(rows), deferred))
 
@@ -245,13 +253,18 @@ class Follower:
             if not index.follows:
                 return False
             seen = tried or set()
+            due, limit = time.time() + (0.0 if tried is None else _HORIZON), _BATCH + len(seen)
             with self._storage.snapshot() as reader:
                 if not index.is_current(reader):
                     return False
-                due = time.time() + (0.0 if tried is None else _HORIZON)
-                rows = _applicable(reader, index, due=due, limit=_BATCH + len(seen))
-                rows = [row for row in rows if row.id not in seen]
+                rows = _applicable(reader, index, due=due, limit=limit)
                 current = reader.upsert_rows(index.name, index.model, [row.vector_id for row in rows])
+            if rows and index.is_shared:
+                claimed = self._storage.claim(index.name, due=due, limit=limit, lease=_LEASE)
+                with self._storage.snapshot() as reader:
+                    rows = _not_prepared(reader, index, claimed)
+                    current = reader.upsert_rows(index.name, index.model, [row.vector_id for row in rows])
+            rows = [row for row in rows if row.id not in seen]
             if not rows:
                 return False
             failed = self._apply(index, rows, current)
@@ -310,11 +323,14 @@ class Follower:
         logger.warning("index %s: %r; the %s of vector %s %s", index.name, error, row.op, row.vector_id, what)
         self._writer.land((OutboxFailed((row.id,), repr(error)[:500], retry_at),))
 
-    def waiting(self) -> set[int]:
-        """Entries that could be applied and are not, of indexes that no other process follows."""
+    def waiting(self) -> dict[int, bool]:
+        """Entries that could be applied and are not, of indexes that no other process alone follows.
+
+        With each, whether another process is about to apply it.
+        """
         with self._storage.snapshot() as reader:
             return {
-                row.id
+                row.id: row.is_held
                 for index in self.indexes
                 if index.hook is not None and index.state is not IndexState.BUSY
                 for row in _applicable(reader, index, due=time.time() + _HORIZON, limit=1_000_000_000)
@@ -332,7 +348,7 @@ class Follower:
             self.catch_up(index)
         self._apply_all()
 
-    def _apply_all(self) -> None:
+    def _apply_all(self, *, waits: bool = True) -> None:
         tried: dict[str, set[int]] = {index.name: set() for index in self.indexes}
         seen: set[int] = set()
         while True:
@@ -340,24 +356,26 @@ class Follower:
                 while self._replay(index, tried[index.name]):
                     continue
             left = self.waiting()
-            if not left:
+            if not left or (all(left.values()) and not waits):
                 return
-            if left <= seen:
-                raise VectorSyncError(
-                    f"{len(left)} index entries could not be applied; they stay queued and are retried"
-                )
-            seen |= left  # some may have come since, such as from texts that the thread has embedded beside us
+            if left.keys() <= seen:
+                if not (waits and any(left.values())):
+                    raise VectorSyncError(
+                        f"{len(left)} index entries could not be applied; they stay queued and are retried"
+                    )
+                time.sleep(_ASIDE)
+            seen |= left.keys()  # some may have come since, such as from texts that the thread has embedded beside us
 
     def mend(
         self, index: VectorIndex, missing: Sequence[str], orphaned: Sequence[str], unembedded: Sequence[Draft]
     ) -> None:
         """Queue what makes an index equal to SQL: entries that failed for good are tried again."""
-        rows, fresh, _ = index.embed(unembedded, self._storage)
+        rows, fresh, vectors = index.embed(unembedded, self._storage)
         with self._storage.snapshot() as reader:
             failed = [row for row in reader.outbox(index.name, due=None, limit=1_000_000_000) if row.attempts]
         self._writer.land(
             (
-                *self._bind(index, rows, fresh),
+                *self._bind(index, rows, fresh, vectors),
                 QueueIndex(index.name, tuple(missing), tuple(orphaned)),
                 OutboxFailed(tuple(row.id for row in failed), "repair", 0.0),
             )
@@ -371,7 +389,7 @@ class Follower:
         if self._thread is not None and threading.current_thread() is not self._thread:
             self._thread.join()
         try:
-            self._apply_all()
+            self._apply_all(waits=False)
         except MemStateError as error:
             logger.warning("closing with index work left, which the next open applies: %s", error)
         finally:
@@ -383,9 +401,22 @@ class Follower:
 
 
 def _applicable(reader: Reader, index: VectorIndex, *, due: float, limit: int) -> list[OutboxRow]:
-    """Due entries, but for vectors that a commit under way has prepared: it decides what becomes of them."""
+    """Due entries that no commit under way decides about."""
+    return _not_prepared(reader, index, reader.outbox(index.name, due=due, limit=limit))
+
+
+def _not_prepared(reader: Reader, index: VectorIndex, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
+    """Without the vectors that a commit under way has prepared: it decides what becomes of them."""
     prepared = {id_ for row in reader.prepared() if row.index_name == index.name for id_ in row.vector_ids}
-    return [row for row in reader.outbox(index.name, due=due, limit=limit) if row.vector_id not in prepared]
+    return [row for row in rows if row.vector_id not in prepared]
+
+
+def indexed(index: VectorIndex, rows: Sequence[VectorRow], vectors: Mapping[str, Vector]) -> PutIndexed:
+    """What a commit puts into an index that the database keeps itself."""
+    return PutIndexed(
+        index.name,
+        tuple(IndexedRow(row.vector_id, row.version, to_bytes(vectors[row.vector_id])) for row in rows),
+    )
 
 
 def draft_of(record: Record, paths: IndexPaths) -> Draft:

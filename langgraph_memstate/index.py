@@ -72,6 +72,21 @@ class VectorIndex:
         return self.embedder.model
 
     @property
+    def is_kept(self) -> bool:
+        """Whether the database keeps the index itself: commits write it, and there is nothing to apply."""
+        return self.hook is not None and self.hook.capabilities.transactional
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes may apply its work."""
+        return self.hook is not None and self.hook.capabilities.multiprocess
+
+    @property
+    def has_outbox(self) -> bool:
+        """Whether commits leave it work, or may."""
+        return self.hook is not None and not self.is_kept
+
+    @property
     def follows(self) -> bool:
         """Whether this process applies the index's work; else search scans SQL."""
         return self.hook is not None and self.state is IndexState.OK

@@ -119,7 +119,8 @@ class OpenedMemory:
             index: LangGraph's `IndexConfig`: `dims`, `embed`, `fields` (default ``["$"]``, the whole value). An extra
                 `model` names the embedding model where it has no name of its own.
             vectors: a hook, a chromadb client or collection, a `langchain_chroma.Chroma`, or a Qdrant client. Default
-                with `index`: an embedded Chroma beside the SQLite file, and an exact search in SQL without one.
+                with `index`: an embedded Chroma beside the SQLite file; pgvector in PostgreSQL, if the server has it;
+                and an exact search in SQL elsewhere.
 
         Raises:
             DatabaseOpenError: the URL names nothing that can be opened.
@@ -142,7 +143,9 @@ class OpenedMemory:
         if vectors is not None:
             self.add_hook(hook_of(vectors))
         elif self._index_config is not None:
-            if self.storage.location is None:
+            if self.storage.keeps_indexes:
+                self._attach_kept()
+            elif self.storage.location is None:
                 self._attach(None)
             else:
                 from langgraph_memstate.hooks.chroma import ChromaSyncHook
@@ -150,13 +153,29 @@ class OpenedMemory:
                 path = Path(self.storage.location)
                 self.add_hook(ChromaSyncHook(path=path.with_name(path.name + ".chroma")))
 
+    def _attach_kept(self) -> None:
+        """Let the database itself keep the vectors; where it cannot, they are compared in memory."""
+        from langgraph_memstate.hooks.pgvector import PgvectorSyncHook
+
+        hook = PgvectorSyncHook()
+        try:
+            hook.join(self.storage.index_table(hook.name))
+        except IndexConfigError as error:
+            logger.warning("search compares vectors in memory, because %s", error)
+            self._attach(None)
+        else:
+            self._attach(hook)
+
     def add_hook(self, hook: SyncHook) -> None:
         """Let a vector database follow the log. The first one added answers semantic search.
 
         Raises:
-            IndexConfigError: neither the hook nor the memory says which model embeds.
+            IndexConfigError: neither the hook nor the memory says which model embeds, or the hook's index is kept in
+                the database itself, which this one cannot.
         """
         self._check_open()
+        if hook.capabilities.transactional:
+            hook.join(self.storage.index_table(hook.name))
         self._attach(hook)
 
     def _attach(self, hook: SyncHook | None) -> None:

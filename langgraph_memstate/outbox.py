@@ -4,7 +4,7 @@ Atomic mode runs a two-phase commit with SQL as the coordinator (Gray 1978): the
 the index hears of the vectors, and the SQL commit decides. Deferred mode is a transactional outbox: the work is
 committed with the step and applied afterwards. Either way a version that SQL does not show as current is invisible,
 so a crash leaves only vectors that nobody can see, and the follower removes them, at the latest when the memory is
-opened again.
+opened again. Vectors of an index that the database keeps itself are part of the commit, whichever the mode.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from langgraph_memstate import prepared
 from langgraph_memstate.commit import Writer
 from langgraph_memstate.errors import MemStateError, VectorSyncError
 from langgraph_memstate.facts import Draft
-from langgraph_memstate.follower import Follower
+from langgraph_memstate.follower import Follower, indexed
 from langgraph_memstate.hooks.base import IndexState, Vector, VectorRecord
 from langgraph_memstate.index import VectorIndex
 from langgraph_memstate.storage.base import (
@@ -28,6 +28,7 @@ from langgraph_memstate.storage.base import (
     Prepare,
     PreparedRow,
     PutEmbeddings,
+    PutIndexed,
     PutVectors,
     Settle,
     Storage,
@@ -46,6 +47,8 @@ class _Plan:
     rows: list[VectorRow] = field(default_factory=list)
     fresh: list[EmbeddingRow] = field(default_factory=list)
     upserts: dict[str, list[VectorRecord]] = field(default_factory=dict)
+    kept: list[PutIndexed] = field(default_factory=list)
+    """for indexes that the database keeps itself"""
 
 
 class Outbox(Follower):
@@ -83,12 +86,12 @@ class Outbox(Follower):
             deferred = frozenset(plan.upserts) - {index.name for index in atomic}
             # Vectors come before the log, so that a version superseded in this very commit gives its vector back.
             vectors = PutVectors(tuple(plan.rows), deferred)
-            self._land(plan, atomic, self.plain(drafts, (*before, vectors), after))
-        if drafts:
+            self._land(plan, atomic, self.plain(drafts, (*before, vectors), (*plan.kept, *after)))
+        if drafts and any(index.has_outbox for index in self.indexes):
             self._wake.set()
 
     def _is_atomic(self, index: VectorIndex) -> bool:
-        if index.hook is None or self.mode == "deferred" or index.state is IndexState.BUSY:
+        if not index.has_outbox or self.mode == "deferred" or index.state is IndexState.BUSY:
             return False
         if index.state is None:
             raise VectorSyncError(f"index {index.name} is not open; nothing was written. Try memory.repair()")
@@ -100,7 +103,9 @@ class Outbox(Follower):
             rows, fresh, vectors = index.embed(drafts, self._storage, plan.fresh)
             plan.rows += rows
             plan.fresh += fresh
-            if index.hook is not None:
+            if index.is_kept:
+                plan.kept.append(indexed(index, rows, vectors))
+            elif index.hook is not None:
                 plan.upserts[index.name] = _records(index, drafts, rows, vectors)
         return plan
 

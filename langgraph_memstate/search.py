@@ -2,28 +2,31 @@
 
 Few candidates are compared with the query one by one, in memory. For many the index is asked: read SQL, then the
 index, then SQL again, so that what was pending at the first read, or is at the second, or was committed in between, is
-considered whether or not the index had it. Scores are cosine similarity, computed from the embeddings in SQL.
+considered whether or not the index had it. An index that the database keeps itself is asked alone, in one statement.
+Scores are cosine similarity, computed from the embeddings in SQL.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from langgraph_memstate.facts import Namespace, Record
 from langgraph_memstate.filters import Condition
 from langgraph_memstate.hooks.base import Vector
-from langgraph_memstate.index import VectorIndex, to_vector
+from langgraph_memstate.index import VectorIndex, to_bytes, to_vector
 from langgraph_memstate.matrix import VectorMatrix
-from langgraph_memstate.storage.base import Reader, ScoredRow, Snapshots
+from langgraph_memstate.storage.base import Nearest, Reader, ScoredRow, Snapshots
 
 EXACT_BELOW = 20_000  # candidates in memory that are compared faster than an index answers, and with recall 1
 SCAN_BELOW = 2_000  # the same where they have to be read from SQL
 _FLOOR = 200  # the least to ask an index for: deletes it has not heard of yet crowd out results
 _CEILING = 5_000  # the most: beyond, a scan is no slower
 _MANY_PENDING = 1_000  # an index this far behind is not asked
+_SPARE = 10  # how many more than wanted a database is asked for: some may be vectors of one item, or not match
+_TRIES = 2  # an index that the database keeps may be built anew while it is asked
 _WIDEN = 4
 
 Scored = tuple[float, Record]
@@ -47,6 +50,9 @@ def semantic(storage: Snapshots, index: VectorIndex, query: Query) -> list[Score
     """What is nearest among current items."""
     if query.count < 1:
         return []
+    for _ in range(_TRIES if index.is_kept else 0):
+        if (answer := _ask_database(storage, index, query)) is not None:
+            return answer
     with index.matrix.following(storage) as (reader, matrix):
         before = reader.last_seq()
         if not (index.follows and _are_many(reader, matrix, index, query.prefix) and index.is_current(reader)):
@@ -118,6 +124,29 @@ def _ask(
         if len(found) == query.count and found[-1][0] > _horizon(query.vector, rows, set(proposed)):
             return found
         k *= 2
+    return None
+
+
+def _ask_database(storage: Snapshots, index: VectorIndex, query: Query) -> list[Scored] | None:
+    """What an index answers that the database keeps: it and the items are of one moment, so nothing else is asked.
+
+    None where it is not there, or was built anew in the middle.
+    """
+    question = Nearest(
+        index.name, index.model, to_bytes(query.vector), query.prefix, query.conditions, query.now,
+        query.count + _SPARE,
+    )  # fmt: skip
+    with storage.snapshot() as reader:
+        while (answer := reader.nearest(question)) is not None:
+            found = best(query.vector, answer.rows, query.matches, query.count)
+            if len(found) == query.count and found[-1][0] > _horizon(query.vector, answer.rows, answer.ids):
+                return found
+            if len(answer.ids) == question.count:
+                question = replace(question, count=question.count * _WIDEN)
+            elif question.exact:
+                return found
+            else:  # a graph may lose sight of vectors, and gives up where a filter takes most of them away
+                question = replace(question, exact=True)
     return None
 
 

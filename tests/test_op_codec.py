@@ -31,6 +31,7 @@ from langgraph_memstate.storage.base import (
     EmbeddingRow,
     Expect,
     Forget,
+    IndexedRow,
     ListValue,
     Load,
     Op,
@@ -41,6 +42,7 @@ from langgraph_memstate.storage.base import (
     PreparedRow,
     PutCheckpoint,
     PutEmbeddings,
+    PutIndexed,
     PutIndexMeta,
     PutVectors,
     PutWrites,
@@ -97,6 +99,7 @@ COMMIT: Commit = (
     Forget(("a",), "k", None, ("c",)),
     Load("facts", ((1, "text", 0.5, b"bytes", None), ())),
     Clear(),
+    PutIndexed("i", (IndexedRow("id", "v", b"\0\1"),)),
 )  # fmt: skip
 """Every operation."""
 

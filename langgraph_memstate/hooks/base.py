@@ -47,7 +47,7 @@ class IndexState(Enum):
 class Capabilities:
     """What a hook can do.
 
-    `transactional`: applies inside the storage's own transaction, so it needs no outbox.
+    `transactional`: the storage keeps the index and writes it in the transaction of the facts; see `SyncHook.join`.
     `multiprocess`: several processes may write and read the same index at once.
     `max_batch`: vectors per `apply` call.
     `keeps_removed`: what was removed stays in its files until `reset`, which leaves nothing of it.
@@ -87,13 +87,17 @@ class SyncHook(ABC):
     """A LangChain `Embeddings` or a function from texts to vectors; None leaves it to the memory's index."""
     capabilities: Capabilities = Capabilities()
 
+    def join(self, table: Any) -> None:
+        """Be handed the index that the storage keeps (`IndexTable`), before `open`. Only transactional hooks are."""
+        raise NotImplementedError(f"{type(self).__name__} says that it is transactional, and joins no storage")
+
     @abstractmethod
     def open(self, spec: IndexSpec) -> IndexState:
         """Find the index and compare it with `spec`, without loading one that may be damaged."""
 
     @abstractmethod
     def reset(self, spec: IndexSpec) -> None:
-        """Leave an empty index that carries `spec`."""
+        """Leave an empty index that carries `spec`; a transactional one holds what its database says."""
 
     @abstractmethod
     def apply(self, upserts: Sequence[VectorRecord], deletes: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
+from langgraph_memstate.errors import IndexConfigError
 from langgraph_memstate.facts import Draft, IndexPaths, LogEntry, Namespace, Pattern, Record
 from langgraph_memstate.filters import Condition, equal
 from langgraph_memstate.storage.tables import Row
@@ -113,6 +114,8 @@ class OutboxRow(NamedTuple):
     vector_id: str
     version: str | None
     attempts: int
+    is_held: bool = False
+    """whether another process has claimed it"""
 
 
 class PreparedRow(NamedTuple):
@@ -141,6 +144,52 @@ class ScoredRow(NamedTuple):
     ord: int
     vector: bytes
     paths: IndexPaths = None
+
+
+class IndexedRow(NamedTuple):
+    """A vector as an index in the database holds it: float32, little endian, of length 1."""
+
+    vector_id: str
+    version: str
+    vector: bytes
+
+
+class BuiltFrom(Protocol):
+    """What an index was built from."""
+
+    @property
+    def store_id(self) -> str: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def dims(self) -> int: ...
+    @property
+    def model(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """A question to an index that the database keeps: what current items under a prefix are nearest to a vector?
+
+    Any that breaks a condition may be left out. `exact`: every vector is compared, whatever it takes.
+    """
+
+    index: str
+    model: str
+    vector: bytes
+    prefix: Sequence[str]
+    conditions: Sequence[Condition]
+    now: float
+    count: int
+    """how many vectors"""
+    exact: bool = False
+
+
+class Neighbours(NamedTuple):
+    """The answer: the ids of the nearest vectors, and all vectors of the versions that they belong to."""
+
+    ids: frozenset[str]
+    rows: list[ScoredRow]
 
 
 class AncestorWrite(NamedTuple):
@@ -274,7 +323,8 @@ class Append:
     """Append drafts to the log and make them current. A version that is in the log already is skipped.
 
     What it means for the indexes goes to their outboxes: vectors of superseded versions must go, and an index that this
-    process does not know (`indexes` names those it does) is left to embed the new versions itself.
+    process does not know (`indexes` names those it does) is left to embed the new versions itself. An index that the
+    database keeps has no outbox: what belongs there is in it, or gone, with the operation.
     `if_expired`: skip a draft unless it replaces one of these versions and that has expired (not its successor, and
     not an item whose time to live began again).
     """
@@ -324,6 +374,14 @@ class PutVectors:
 
 
 @dataclass(frozen=True, slots=True)
+class PutIndexed:
+    """After an `Append`: vectors for an index that the database keeps itself, which gets those of current versions."""
+
+    index: str
+    rows: tuple[IndexedRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Prepare:
     row: PreparedRow
 
@@ -339,7 +397,8 @@ class Settle:
 class OutboxDone:
     """Strike out applied entries; one whose operation changed since stays.
 
-    A vector that was removed and now belongs to a current version, or to a commit under way, is to be looked at again.
+    A vector that was removed and now belongs to a current version, or to a commit under way, is to be looked at again;
+    so is one that was stored and belongs to no current version any more. No claim on the entries is left.
     """
 
     rows: tuple[OutboxRow, ...]
@@ -365,7 +424,10 @@ class QueueIndex:
 
 @dataclass(frozen=True, slots=True)
 class RebuildIndex:
-    """The index is empty: queue everything current. Commits that had prepared vectors in it have to start again."""
+    """The index is empty: queue everything current. Commits that had prepared vectors in it have to start again.
+
+    One that the database keeps has been made of what is current, and has no queue.
+    """
 
     index: str
 
@@ -448,7 +510,7 @@ class Clear:
 
 Op = (
     PutCheckpoint | PutWrites | DropWrites | Stage | Unstage | Drain | Append | CheckUnchanged | CheckUnique
-    | PutEmbeddings | PutVectors | Prepare | Settle
+    | PutEmbeddings | PutVectors | PutIndexed | Prepare | Settle
     | OutboxDone | OutboxFailed | QueueIndex | RebuildIndex | PutIndexMeta | Touch | DeleteThread | DeleteRuns
     | CopyThread | DeleteCheckpoints | Expect | Forget | Load | Clear
 )  # fmt: skip
@@ -589,6 +651,13 @@ class Reader(ABC):
     def vectors_by_id(self, index: str, model: str, ids: Sequence[str], now: float) -> list[ScoredRow]:
         """Every vector of the current, unexpired versions that the ids belong to."""
 
+    def nearest(self, question: Nearest) -> Neighbours | None:
+        """What an index that the database keeps answers; None where it keeps none, or has another since this moment.
+
+        Where it is not `exact`, fewer vectors than asked for need not be all there are.
+        """
+        return None
+
     @abstractmethod
     def vector_ids(self, index: str, after: int = 0) -> Iterator[str]:
         """Ids of the vectors of every current version with a sequence above `after`."""
@@ -680,6 +749,35 @@ class AsOf:
             yield reader.as_of(self._seq)
 
 
+class IndexTable(ABC):
+    """An index that the database keeps itself, under a name. A call names what the index was built from.
+
+    Commits write it in their own transaction; these calls are for whoever opens, fills or compares it.
+    """
+
+    @abstractmethod
+    def find(self) -> tuple[str, int, int, str] | None:
+        """What it was built from: store id, generation, dims, model. None where there is none."""
+
+    @abstractmethod
+    def make(self, built: BuiltFrom) -> None:
+        """A new one in place of what is there. It holds the vectors of what is current; those calls put in are gone."""
+
+    @abstractmethod
+    def put(self, built: BuiltFrom, rows: Sequence[tuple[str, Namespace, bytes]], deletes: Sequence[str]) -> None:
+        """Store vectors (id, namespace, vector), then remove some, whatever the log says."""
+
+    @abstractmethod
+    def nearest(self, built: BuiltFrom, vector: bytes, count: int, prefix: Sequence[str]) -> list[str]:
+        """Ids of the nearest vectors under a prefix, nearest first."""
+
+    @abstractmethod
+    def ids(self, built: BuiltFrom) -> list[str]: ...
+
+    @abstractmethod
+    def count(self, built: BuiltFrom) -> int: ...
+
+
 class Storage(ABC):
     """A database. `apply` is called by one thread at a time; `snapshot` by any."""
 
@@ -699,6 +797,15 @@ class Storage(ABC):
     def snapshot(self) -> AbstractContextManager[Reader]:
         """A consistent view; leaving the context ends it."""
 
+    def claim(self, index: str, *, due: float, limit: int, lease: float) -> list[OutboxRow]:
+        """Entries that are due, for this process to apply, oldest first.
+
+        Where processes share the database, no other is given an entry of the same vector until these are confirmed or
+        have failed, or `lease` seconds are over. Else they are what `Reader.outbox` says.
+        """
+        with self.snapshot() as reader:
+            return reader.outbox(index, due=due, limit=limit)
+
     def scrub(self) -> None:
         """Leave no copy of what was erased behind. Nothing to do where deleting leaves none."""
         return
@@ -709,6 +816,22 @@ class Storage(ABC):
 
     @abstractmethod
     def close(self) -> None: ...
+
+    def index_table(self, name: str) -> IndexTable:
+        """An index in the database itself, whose vectors are written by the commits of the facts they belong to.
+
+        Raises:
+            IndexConfigError: the database keeps no vectors, and what would make it.
+        """
+        raise IndexConfigError(
+            f"index {name!r} lives in PostgreSQL, with the facts it belongs to, and this memory is kept elsewhere: "
+            "open the memory on PostgresStorage, or add another hook"
+        )
+
+    @property
+    def keeps_indexes(self) -> bool:
+        """Whether `index_table` is worth a try."""
+        return False
 
     @property
     def location(self) -> Any:

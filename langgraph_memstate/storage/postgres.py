@@ -7,6 +7,7 @@ transaction: after a connection that was lost during COMMIT, that row says wheth
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -32,9 +33,12 @@ from langgraph_memstate.errors import (
     StorageError,
     TransientError,
 )
-from langgraph_memstate.storage.base import COUNTED, Commit, Load, Reader, Storage
+from langgraph_memstate.storage.base import COUNTED, Commit, IndexTable, Load, OutboxRow, Reader, Storage
+from langgraph_memstate.storage.postgres_claims import claim, release
 from langgraph_memstate.storage.postgres_link import Connection, Pool, connect, is_lost, run, storage_error
 from langgraph_memstate.storage.postgres_read import PostgresReader
+from langgraph_memstate.storage.postgres_tables import PostgresIndexTable
+from langgraph_memstate.storage.postgres_vectors import Places, VectorTables, schema_of_extension
 from langgraph_memstate.storage.postgres_write import lock, lock_key, run_op
 
 MIGRATIONS = ("postgres_0001.sql",)
@@ -42,6 +46,8 @@ OLDEST_SERVER = 130_000  # gin, generated columns and identity are older; 13 is 
 _RESOLVE = 15.0  # seconds in which a lost server may come back and say whether a commit arrived
 _SET = "SELECT set_config(name, setting, true) FROM unnest(%s::text[], %s::text[]) AS local (name, setting)"
 _FORGOTTEN = "seen_at < now() - interval '30 days'"
+
+logger = logging.getLogger("langgraph_memstate")
 
 
 class _Lost(Exception):
@@ -73,8 +79,10 @@ class PostgresStorage(Storage):
         self._timeout = timeout
         self._pool: Pool | None = None
         self._writer: Connection | None = None
+        self._tables = VectorTables()
         self._id = uuid4().hex
         self._committed = 0
+        self._has_claimed = False
         self._lock = threading.Lock()
         self._pid = 0
         name = sql.Identifier(schema).as_bytes()
@@ -216,8 +224,9 @@ class PostgresStorage(Storage):
                 conn.execute(b"BEGIN")
                 run(conn, _SET, list(self._settings), list(self._settings.values()))
                 lock(conn, self._schema, commits)
+                places = Places(conn)
                 for commit in commits:
-                    outcomes.append(self._apply_one(conn, commit, alone=len(commits) == 1))
+                    outcomes.append(self._apply_one(conn, commit, places, alone=len(commits) == 1))
                 if all(outcome is not None for outcome in outcomes):
                     conn.execute(b"ROLLBACK")
                 else:
@@ -238,13 +247,13 @@ class PostgresStorage(Storage):
             self._committed = number
         return outcomes
 
-    def _apply_one(self, conn: Connection, commit: Commit, *, alone: bool) -> BaseException | None:
+    def _apply_one(self, conn: Connection, commit: Commit, places: Places, *, alone: bool) -> BaseException | None:
         """Run one commit, under a savepoint unless it is alone. What the server refuses is raised, perhaps later."""
         if not alone:
             conn.execute(b"SAVEPOINT one")
         try:
             for op in commit:
-                run_op(conn, op)
+                run_op(conn, op, places)
         except psycopg.errors.Error as error:
             if error.sqlstate is None and isinstance(error, psycopg.DataError):  # it was never sent
                 outcome: BaseException = StorageError(f"a value does not fit the database: {error}")
@@ -324,13 +333,8 @@ class PostgresStorage(Storage):
 
     @contextmanager
     def snapshot(self) -> Iterator[Reader]:
-        self._check_open()
-        assert self._pool is not None
-        try:
-            with self._pool.connection(self._snapshot) as conn:
-                yield PostgresReader(conn)
-        except psycopg.Error as error:
-            raise storage_error(error, "reading") from error
+        with self._begun() as conn:
+            yield PostgresReader(conn, self._tables, self._id)
 
     def scrub(self) -> None:
         """Let the server reuse the space of what was erased. Its write-ahead log, and backups, are its owner's."""
@@ -345,12 +349,72 @@ class PostgresStorage(Storage):
         schema = sql.Identifier(self._schema)
         try:
             with connect(self._conninfo) as conn:
-                for table in COUNTED:
+                kept = conn.execute(sql.SQL("SELECT number FROM {}.vector_tables").format(schema)).fetchall()
+                for table in (*COUNTED, *(f"vectors_{number:d}" for (number,) in kept)):
                     conn.execute(sql.SQL(command).format(schema, sql.Identifier(table)))
         except psycopg.Error as error:
             raise storage_error(error, doing) from error
 
+    # -- work that processes share ------------------------------------------------------------------
+
+    def claim(self, index: str, *, due: float, limit: int, lease: float) -> list[OutboxRow]:
+        self._has_claimed = True
+        with self._writing("claims\0") as conn:
+            return claim(conn, self._id, index, due=due, limit=limit, lease=lease)
+
+    def _release(self) -> None:
+        try:
+            with self._writing("claims\0") as conn:
+                release(conn, self._id)
+        except MemStateError as error:
+            logger.debug("what is claimed stays so until its lease ends: %s", error)
+
+    # -- indexes kept here --------------------------------------------------------------------------
+
+    def index_table(self, name: str) -> IndexTable:
+        self._check_open()
+        assert self._pool is not None
+        if self._tables.extension is None:
+            try:
+                with self._pool.connection((b"SELECT",)) as conn:
+                    self._tables.extension = schema_of_extension(conn)
+            except psycopg.Error as error:
+                raise storage_error(error, "looking for pgvector") from error
+        return PostgresIndexTable(name, self._tables, self._begun, self._writing)
+
+    @property
+    def keeps_indexes(self) -> bool:
+        return True
+
+    @contextmanager
+    def _begun(self) -> Iterator[Connection]:
+        """A snapshot, as the driver has it."""
+        self._check_open()
+        assert self._pool is not None
+        try:
+            with self._pool.connection(self._snapshot) as conn:
+                yield conn
+        except psycopg.Error as error:
+            raise storage_error(error, "reading") from error
+
+    @contextmanager
+    def _writing(self, turn: str = "") -> Iterator[Connection]:
+        """A transaction beside those of the writer, in turn with them, or in a turn of another name."""
+        self._check_open()
+        assert self._pool is not None
+        try:
+            with self._pool.connection((b"BEGIN",)) as conn:
+                with conn.pipeline():
+                    run(conn, _SET, list(self._settings), list(self._settings.values()))
+                    run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(turn + self._schema))
+                yield conn
+                conn.commit()
+        except psycopg.Error as error:
+            raise storage_error(error, "writing an index") from error
+
     def close(self) -> None:
+        if self._has_claimed and self._pool is not None and os.getpid() == self._pid:
+            self._release()
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is None or os.getpid() != self._pid:

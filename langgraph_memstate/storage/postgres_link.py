@@ -84,6 +84,17 @@ class _BinaryTextDumper(_TextDumper):
     format: ClassVar[Format] = Format.BINARY  # type: ignore[misc]
 
 
+class Encoded(bytes):
+    """A parameter in the binary form of whatever type its place in the statement has."""
+
+
+class _EncodedDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Encoded) -> Buffer:
+        return bytes(obj)
+
+
 class _TextLoader(Loader):
     def load(self, data: Buffer) -> str:
         text = bytes(data)
@@ -112,6 +123,7 @@ def connect(conninfo: str) -> Connection:
     dumpers: tuple[type[Dumper], ...] = (_BinaryTextDumper, _TextDumper)
     for dumper in dumpers:
         conn.adapters.register_dumper(str, dumper)
+    conn.adapters.register_dumper(Encoded, _EncodedDumper)
     for loader in (_TextLoader, _BinaryTextLoader):
         conn.adapters.register_loader("text", loader)
     if conn.execute(b"SELECT pg_backend_pid()").fetchone() == (conn.info.backend_pid,):

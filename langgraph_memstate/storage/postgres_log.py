@@ -25,7 +25,9 @@ from langgraph_memstate.storage.base import (
     Touch,
 )
 from langgraph_memstate.storage.postgres_checks import AT
+from langgraph_memstate.storage.postgres_claims import CLAIMED, RELEASE
 from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
+from langgraph_memstate.storage.postgres_vectors import Places, fill, remove, retire
 
 _QUEUE = "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
 _FACT = (
@@ -39,8 +41,9 @@ Current = tuple[str, float, float | None]
 """An item as far as its successor asks: version, when it came to be, when it expires."""
 
 
-def append(conn: Connection, op: Append) -> None:
+def append(conn: Connection, op: Append, places: Places) -> None:
     addresses = list({(encode_namespace(draft.namespace), draft.key) for draft in op.drafts})
+    places.ask()
     last = run(conn, "SELECT coalesce(max(seq), 0) FROM facts")
     names = run(conn, "SELECT name FROM indexes ORDER BY name")
     landed = run(
@@ -54,7 +57,7 @@ def append(conn: Connection, op: Append) -> None:
     for draft in op.drafts:
         appended.take(draft, op.if_expired)
     appended.write(conn)
-    _retire_vectors(conn, appended.superseded)
+    _retire_vectors(conn, appended.superseded, places)
     unknown = [name for (name,) in names.fetchall() if name not in op.indexes]
     fresh = [row[2] for row, is_indexed in appended.items.values() if is_indexed]
     leave = [(index, version) for version in fresh for index in unknown]
@@ -132,19 +135,20 @@ class _Appended:
         )
 
 
-def _retire_vectors(conn: Connection, versions: Sequence[str]) -> None:
+def _retire_vectors(conn: Connection, versions: Sequence[str], places: Places) -> None:
     if not versions:
         return
-    run(conn, "DELETE FROM outbox WHERE version = ANY(%s::text[]) AND op <> 'delete'", versions)
+    retire(conn, versions, places)
+    run(conn, f"DELETE FROM outbox WHERE version = ANY(%s::text[]) AND op <> 'delete' AND NOT {CLAIMED}", versions)
     run(
         conn,
         _QUEUE + "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
-        "WHERE version = ANY(%s::text[]) AND index_name <> %s ORDER BY id",
-        versions, EXACT,
+        "WHERE version = ANY(%s::text[]) AND index_name <> ALL(%s::text[]) ORDER BY id",
+        versions, [EXACT, *places.by_name],
     )  # fmt: skip
 
 
-def forget(conn: Connection, op: Forget) -> None:
+def forget(conn: Connection, op: Forget, places: Places) -> None:
     where = "ns >= %(low)s AND ns < %(high)s"
     bound: dict[str, Any] = {}
     bound["low"], bound["high"] = namespace_range(op.prefix)
@@ -155,13 +159,16 @@ def forget(conn: Connection, op: Forget) -> None:
     run(conn, f"DELETE FROM staged WHERE {where}", **bound)
     versions = f"(SELECT version FROM facts WHERE {where} UNION ALL SELECT unnest(%(copies)s::text[]))"
     bound["copies"] = list(op.copies)
-    run(conn, f"DELETE FROM outbox WHERE op <> 'delete' AND version IN {versions}", **bound)
+    run(conn, f"DELETE FROM outbox WHERE op <> 'delete' AND version IN {versions} AND NOT {CLAIMED}", **bound)
     run(
         conn,
         _QUEUE + "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
-        f"WHERE version IN {versions} AND index_name <> %(exact)s ORDER BY id",
-        exact=EXACT, **bound,
+        f"WHERE version IN {versions} AND index_name <> ALL(%(without)s::text[]) ORDER BY id",
+        without=[EXACT, *places.by_name], **bound,
     )  # fmt: skip
+    if places.by_name:
+        gone = run(conn, f"SELECT DISTINCT version FROM vectors WHERE version IN {versions}", **bound)
+        retire(conn, [version for (version,) in gone.fetchall()], places)
     of_model = "vectors JOIN indexes ON name = index_name"
     hashes = run(
         conn, f"SELECT DISTINCT model, text_hash FROM {of_model} WHERE version IN {versions}", **bound
@@ -280,19 +287,31 @@ def outbox_done(conn: Connection, op: OutboxDone) -> None:
         "text text",
         removed,
     )
+    run_rows(
+        conn,
+        _QUEUE + "SELECT name, 'delete', stored.id, NULL, 0 FROM {rows} AS stored (name, id) WHERE NOT EXISTS ("
+        "SELECT 1 FROM vectors JOIN items USING (version) WHERE index_name = name AND vector_id = stored.id) "
+        "AND NOT EXISTS (SELECT 1 FROM outbox WHERE index_name = name AND vector_id = stored.id)",
+        "text text",
+        [(row.index_name, row.vector_id) for row in op.rows if row.op == "upsert"],
+    )
+    run(conn, RELEASE + "id = ANY(%s::bigint[]) AND claimed_by IS NOT NULL", [row.id for row in op.rows])
 
 
 def outbox_failed(conn: Connection, op: OutboxFailed) -> None:
     run(
         conn,
-        "UPDATE outbox SET attempts = attempts + 1, retry_at = %s, error = %s WHERE id = ANY(%s::bigint[])",
+        "UPDATE outbox SET attempts = attempts + 1, retry_at = %s, error = %s, claimed_by = NULL, claimed_until = NULL "
+        "WHERE id = ANY(%s::bigint[])",
         op.retry_at, op.error, list(op.ids),
     )  # fmt: skip
 
 
-def rebuild_index(conn: Connection, op: RebuildIndex) -> None:
+def rebuild_index(conn: Connection, op: RebuildIndex, places: Places) -> None:
     run(conn, "DELETE FROM prepared WHERE index_name = %s", op.index)
     run(conn, "DELETE FROM outbox WHERE index_name = %s AND op <> 'embed'", op.index)
+    if op.index in places.by_name:
+        return  # it was made of what is current
     run(
         conn,
         _QUEUE + "SELECT index_name, 'upsert', vector_id, version, 0 FROM items JOIN vectors USING (version) "
@@ -301,7 +320,11 @@ def rebuild_index(conn: Connection, op: RebuildIndex) -> None:
     )
 
 
-def queue_index(conn: Connection, op: QueueIndex) -> None:
+def queue_index(conn: Connection, op: QueueIndex, places: Places) -> None:
+    if (place := places.by_name.get(op.index)) is not None:
+        fill(conn, op.index, place, list(op.upserts))
+        remove(conn, place, op.deletes)
+        return
     run(
         conn,
         _QUEUE + "SELECT index_name, 'upsert', vector_id, version, 0 FROM vectors "

@@ -31,6 +31,8 @@ from langgraph_memstate.storage.base import (
     AncestorWrite,
     Blob,
     Claim,
+    Nearest,
+    Neighbours,
     OutboxRow,
     PreparedRow,
     PutIndexMeta,
@@ -47,7 +49,9 @@ from langgraph_memstate.storage.base import (
 from langgraph_memstate.storage.checks import makes_claim
 from langgraph_memstate.storage.packing import unpacked
 from langgraph_memstate.storage.postgres_checks import narrowed, sought
+from langgraph_memstate.storage.postgres_claims import HELD
 from langgraph_memstate.storage.postgres_link import Connection, run
+from langgraph_memstate.storage.postgres_vectors import VectorTables, neighbours
 from langgraph_memstate.storage.postgres_write import NOT_LANDED, THIS_STEP
 from langgraph_memstate.storage.rows import COLUMNS, ITEM, LOG, load_paths, log_entry_of, record_of, scored_of
 from langgraph_memstate.storage.tables import Row
@@ -83,13 +87,15 @@ _cursors = count(1)
 class PostgresReader(Reader):
     """Reads of one open transaction. With `seq`, items are those of that moment."""
 
-    def __init__(self, conn: Connection, seq: int | None = None) -> None:
+    def __init__(self, conn: Connection, tables: VectorTables, me: str, seq: int | None = None) -> None:
         self._conn = conn
+        self._tables = tables
+        self._me = me
         self._seq = seq
         self._items = "items" if seq is None else _PAST
 
     def as_of(self, seq: int) -> PostgresReader:
-        return PostgresReader(self._conn, seq)
+        return PostgresReader(self._conn, self._tables, self._me, seq)
 
     def _item_rows(self, query: str, **parameters: Any) -> Iterator[tuple[Any, ...]]:
         return iter(run(self._conn, query, **parameters, seq=self._seq))
@@ -351,6 +357,9 @@ class PostgresReader(Reader):
         )  # fmt: skip
         return list(map(scored_of, rows))
 
+    def nearest(self, question: Nearest) -> Neighbours | None:
+        return neighbours(self._conn, self._tables, question) if self._seq is None else None
+
     def vector_ids(self, index: str, after: int = 0) -> Iterator[str]:
         rows = self._stream(
             "SELECT vectors.vector_id FROM items JOIN vectors "
@@ -406,10 +415,11 @@ class PostgresReader(Reader):
         return [(record_of(row), load_paths(row[COLUMNS])) for row in rows]
 
     def outbox(self, index: str, *, due: float | None, limit: int) -> list[OutboxRow]:
-        rows = self._rows(
-            "SELECT id, index_name, op, vector_id, version, attempts FROM outbox WHERE index_name = %s "
-            "AND op <> 'embed' AND (%s::float8 IS NULL OR retry_at <= %s) ORDER BY id LIMIT %s",
-            index, due, due, _rows_at_most(limit),
+        rows = run(
+            self._conn,
+            f"SELECT id, index_name, op, vector_id, version, attempts, {HELD} FROM outbox WHERE index_name = %(index)s "
+            "AND op <> 'embed' AND (%(due)s::float8 IS NULL OR retry_at <= %(due)s) ORDER BY id LIMIT %(limit)s",
+            index=index, due=due, limit=_rows_at_most(limit), me=self._me,
         )  # fmt: skip
         return [OutboxRow(*row) for row in rows]
 

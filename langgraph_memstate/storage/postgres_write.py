@@ -34,6 +34,7 @@ from langgraph_memstate.storage.base import (
     Prepare,
     PutCheckpoint,
     PutEmbeddings,
+    PutIndexed,
     PutIndexMeta,
     PutVectors,
     PutWrites,
@@ -64,16 +65,21 @@ from langgraph_memstate.storage.postgres_log import (
 )
 from langgraph_memstate.storage.postgres_rows import clear, load
 from langgraph_memstate.storage.postgres_values import copy_values, put_values, sweep
+from langgraph_memstate.storage.postgres_vectors import Places, put_indexed
 
 Run = Callable[[Connection, Any], None]
+RunWithPlaces = Callable[[Connection, Any, Places], None]
 
 THIS_STEP = "thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s"
 NOT_LANDED = "NOT EXISTS (SELECT 1 FROM facts WHERE facts.version = staged.version)"  # a copied thread landed it first
 
 
-def run_op(conn: Connection, op: Op) -> None:
+def run_op(conn: Connection, op: Op, places: Places) -> None:
     """Run one operation inside the caller's transaction."""
-    _RUN[type(op)](conn, op)
+    if (run_it := _RUN.get(type(op))) is not None:
+        run_it(conn, op)
+    else:
+        _RUN_WITH_PLACES[type(op)](conn, op, places)
 
 
 # -- locks ------------------------------------------------------------------------------------------
@@ -271,14 +277,12 @@ def _expect(conn: Connection, op: Expect) -> None:
 
 _RUN: dict[type, Run] = {
     Expect: _expect,
-    Forget: forget,
     PutCheckpoint: _put_checkpoint,
     PutWrites: _put_writes,
     DropWrites: _drop_writes,
     Stage: _stage,
     Unstage: _unstage,
     Drain: _drain,
-    Append: append,
     CheckUnchanged: check_unchanged,
     CheckUnique: check_unique,
     Touch: touch,
@@ -288,8 +292,6 @@ _RUN: dict[type, Run] = {
     Settle: settle,
     OutboxDone: outbox_done,
     OutboxFailed: outbox_failed,
-    QueueIndex: queue_index,
-    RebuildIndex: rebuild_index,
     PutIndexMeta: put_index_meta,
     DeleteThread: _delete_thread,
     DeleteRuns: _delete_runs,
@@ -297,4 +299,11 @@ _RUN: dict[type, Run] = {
     DeleteCheckpoints: _delete_checkpoints,
     Load: load,
     Clear: clear,
+}
+_RUN_WITH_PLACES: dict[type, RunWithPlaces] = {
+    Append: append,
+    Forget: forget,
+    PutIndexed: put_indexed,
+    QueueIndex: queue_index,
+    RebuildIndex: rebuild_index,
 }

@@ -384,6 +384,12 @@ def _outbox_done(conn: sqlite3.Connection, op: OutboxDone) -> None:
         "SELECT 1 FROM prepared, json_each(vector_ids) WHERE index_name = ?1 AND json_each.value = ?2)",
         removed,
     )
+    conn.executemany(
+        "INSERT INTO outbox (index_name, op, vector_id, retry_at) SELECT ?1, 'delete', ?2, 0 "
+        "WHERE NOT EXISTS (SELECT 1 FROM vectors JOIN items USING (version) WHERE index_name = ?1 AND vector_id = ?2) "
+        "AND NOT EXISTS (SELECT 1 FROM outbox WHERE index_name = ?1 AND vector_id = ?2)",
+        [(row.index_name, row.vector_id) for row in op.rows if row.op == "upsert"],
+    )
 
 
 def _outbox_failed(conn: sqlite3.Connection, op: OutboxFailed) -> None:

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from langgraph_memstate.hooks.base import Capabilities, IndexSpec, IndexState, SyncHook, Vector, VectorRecord
-from langgraph_memstate.storage.base import Commit, Reader, Storage
+from langgraph_memstate.storage.base import Commit, IndexTable, OutboxRow, Reader, Storage
 
 T = TypeVar("T")
 
@@ -96,6 +96,9 @@ class FaultyHook(SyncHook):
     def capabilities(self) -> Capabilities:  # type: ignore[override]  # the inner hook may learn it as it opens
         return self.inner.capabilities
 
+    def join(self, table: Any) -> None:
+        self.inner.join(table)
+
     def open(self, spec: IndexSpec) -> IndexState:
         return self._call("open", self.inner.open, spec)
 
@@ -178,6 +181,10 @@ class FaultyStorage(Storage):
             yield reader
         self._point()
 
+    def claim(self, index: str, *, due: float, limit: int, lease: float) -> list[OutboxRow]:
+        self._point()
+        return self.inner.claim(index, due=due, limit=limit, lease=lease)
+
     def scrub(self) -> None:
         self._point()
         self.inner.scrub()
@@ -190,6 +197,13 @@ class FaultyStorage(Storage):
 
     def close(self) -> None:
         self.inner.close()
+
+    def index_table(self, name: str) -> IndexTable:
+        return self.inner.index_table(name)
+
+    @property
+    def keeps_indexes(self) -> bool:
+        return self.inner.keeps_indexes
 
     @property
     def location(self) -> Any:

@@ -10,11 +10,19 @@ from typing import ClassVar
 import pytest
 
 from langgraph_memstate.hooks.base import IndexSpec, IndexState, SyncHook
+from langgraph_memstate.storage.base import Storage
+from langgraph_memstate.storage.sqlite import SQLiteStorage
 from langgraph_memstate.testing.kills import Children
 
 SPEC = IndexSpec("store", 1, 8, "model")
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+def needs_outbox(hook: SyncHook) -> None:
+    """Skip a test of what becomes of index work that is left for later."""
+    if hook.capabilities.transactional:
+        pytest.skip("the commit itself writes these vectors, and leaves no work")
 
 
 class HookMaking:
@@ -34,6 +42,13 @@ class HookMaking:
         and embeds the field ``text`` or leaves that to the memory, too.
         """
         raise NotImplementedError("a SyncHookContract says how its hooks are made: override make_hook")
+
+    def make_storage(self, tmp_path: Path) -> Storage:
+        """Where the memories of these tests keep their facts; not open yet. A transactional hook needs one of its own.
+
+        The same `tmp_path` means the same database, in another process too.
+        """
+        return SQLiteStorage(tmp_path / "memory.db")
 
     def filled(self, hook: SyncHook) -> SyncHook:
         """The hook, open and empty."""

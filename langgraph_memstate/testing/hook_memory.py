@@ -11,10 +11,9 @@ import pytest
 from langgraph_memstate.errors import MemStateError, VectorSyncError
 from langgraph_memstate.hooks.base import IndexState, VectorRecord
 from langgraph_memstate.memory import MemoryStore
-from langgraph_memstate.storage.sqlite import SQLiteStorage
 from langgraph_memstate.testing.faults import FaultPoints, FaultyHook
 from langgraph_memstate.testing.hook_calls import id_of
-from langgraph_memstate.testing.hook_making import needs_fork
+from langgraph_memstate.testing.hook_making import needs_fork, needs_outbox
 from langgraph_memstate.testing.hook_search import (
     FIRST,
     HookSearch,
@@ -31,13 +30,14 @@ _POINTS = 500  # more than any run passes
 
 
 class HookFollows(HookSearch):
-    """Tests of a memory on SQLite whose vector database fails."""
+    """Tests of a memory whose vector database fails."""
 
     # -- a database that is away ------------------------------------------------------------------------
 
     def test_a_failed_write_takes_the_commit_back(self, tmp_path: Path) -> None:
         for late in (False, True):
             hook = FaultyHook(self.make_hook(tmp_path))
+            needs_outbox(hook)
             with self.open_memory(tmp_path, hook) as memory:
                 commit(memory, FIRST)
                 memory.flush()
@@ -53,6 +53,7 @@ class HookFollows(HookSearch):
 
     def test_away_and_back(self, tmp_path: Path) -> None:
         hook = FaultyHook(self.make_hook(tmp_path))
+        needs_outbox(hook)
         with self.open_memory(tmp_path, hook, vector_sync="deferred") as memory:
             commit(memory, FIRST)
             memory.flush()
@@ -76,6 +77,7 @@ class HookFollows(HookSearch):
         with self.open_memory(tmp_path) as memory:
             commit(memory, FIRST)
         hook = FaultyHook(self.make_hook(tmp_path))
+        needs_outbox(hook)
         hook.go_away()
         with self.open_memory(tmp_path, hook) as memory:
             check_search(memory, FIRST)
@@ -150,7 +152,7 @@ class HookFollows(HookSearch):
 
     def test_facts_from_before_the_hook(self, tmp_path: Path) -> None:
         texts = notes(70)
-        with MemoryStore(SQLiteStorage(tmp_path / "memory.db")) as memory:
+        with MemoryStore(self.make_storage(tmp_path)) as memory:
             commit(memory, texts)
         with self.open_memory(tmp_path) as memory:
             check_search(memory, texts)

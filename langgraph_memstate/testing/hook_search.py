@@ -14,7 +14,6 @@ from langgraph_memstate import search
 from langgraph_memstate.facts import Fact
 from langgraph_memstate.hooks.base import SyncHook
 from langgraph_memstate.memory import MemoryStore
-from langgraph_memstate.storage.sqlite import SQLiteStorage
 from langgraph_memstate.testing.hook_calls import AWKWARD
 from langgraph_memstate.testing.hook_making import HookMaking
 from langgraph_memstate.testing.texts import DIMS, QUERIES, Words, cosine, note, notes
@@ -77,16 +76,16 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 class HookSearch(HookMaking):
-    """Tests of search over a memory on SQLite while nothing fails."""
+    """Tests of search over a memory while nothing fails."""
 
     def hook_of_a_memory(self, tmp_path: Path) -> SyncHook | None:
         """The hook of the memories in these tests; None for search without a vector database."""
         return self.make_hook(tmp_path)
 
     def open_memory(self, tmp_path: Path, hook: SyncHook | None = None, **options: Any) -> MemoryStore:
-        """A memory on a SQLite file, with a hook of its own where none is given."""
+        """A memory on `make_storage`, with a hook of its own where none is given."""
         index = {"dims": DIMS, "embed": options.pop("model", None) or Words(), "fields": ["text"]}
-        memory = MemoryStore(SQLiteStorage(tmp_path / "memory.db"), index=index, **options)
+        memory = MemoryStore(self.make_storage(tmp_path), index=index, **options)
         try:
             hook = hook or self.hook_of_a_memory(tmp_path)
             if hook is not None:

@@ -177,6 +177,31 @@ class VectorContract:
         commit(storage, OutboxDone(rows))
         assert set(entries(storage)) == {("delete", "prepared"), ("upsert", a)}
 
+    def test_what_was_stored_and_is_current_no_more_is_looked_at(self, storage: Storage) -> None:
+        """A store that came after the removal of the same vector."""
+        (a,) = self.fill(storage, "a", deferred=True)
+        with storage.snapshot() as reader:
+            (late,) = outbox(reader)
+        commit(storage, Append((delete("a"),), (INDEX,)))
+        with storage.snapshot() as reader:
+            (removal,) = outbox(reader)
+        commit(storage, OutboxDone((late,)))
+        assert entries(storage) == [("delete", a)], "it waits already"
+        commit(storage, OutboxDone((removal,)))
+        assert entries(storage) == []
+        commit(storage, OutboxDone((late,)))
+        assert entries(storage) == [("delete", a)]
+
+    def test_who_claims_entries_is_given_what_is_due(self, storage: Storage) -> None:
+        a, b = self.fill(storage, "a", "b", deferred=True)
+        with storage.snapshot() as reader:
+            first, second = outbox(reader)
+        commit(storage, OutboxFailed((first.id,), "why", NOW + 10))
+        assert storage.claim(INDEX, due=NOW, limit=5, lease=60.0) == [second]
+        due = storage.claim(INDEX, due=NOW + 10, limit=5, lease=60.0)
+        assert [row.vector_id for row in due] == [a, b]
+        assert storage.claim(INDEX, due=NOW + 10, limit=1, lease=60.0) == due[:1]
+
     def test_failures_wait_and_quarantine(self, storage: Storage) -> None:
         a, b = self.fill(storage, "a", "b", deferred=True)
         with storage.snapshot() as reader:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,14 @@ def tmp_path() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="memstate-", dir=shared if shared.is_dir() else None))
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def pgvector_server(postgres: Any) -> Iterator[None]:
+    """The PostgreSQL server, whose address is in the environment: forked processes find it there, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "MEMSTATE_POSTGRES_URI", postgres.uri)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from hashlib import blake2b
 from pathlib import Path
 
 import chromadb
 import pytest
 from qdrant_client import QdrantClient
 
-from langgraph_memstate.hooks.base import SyncHook
+from langgraph_memstate import PostgresStorage
+from langgraph_memstate.hooks.base import IndexSpec, IndexState, SyncHook
 from langgraph_memstate.hooks.chroma import ChromaSyncHook
 from langgraph_memstate.hooks.faiss import FaissSyncHook
+from langgraph_memstate.hooks.pgvector import PgvectorSyncHook
 from langgraph_memstate.hooks.qdrant import QdrantSyncHook
+from langgraph_memstate.storage.base import Storage
 from langgraph_memstate.testing import SyncHookContract
 from langgraph_memstate.testing.hook_search import HookSearch
 
@@ -92,6 +96,36 @@ class TestFaissGraph(SyncHookContract):
 
     def make_hook(self, tmp_path: Path) -> SyncHook:
         return FaissSyncHook(tmp_path / "faiss", kind="hnsw")
+
+
+class Alone(PgvectorSyncHook):
+    """Opens a database of its own where no memory has handed it one."""
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__()
+        self._storage = storage
+
+    def open(self, spec: IndexSpec) -> IndexState:
+        if self._table is None:
+            self._storage.open()
+            self.join(self._storage.index_table(self.name))
+        return super().open(spec)
+
+    def close(self) -> None:
+        super().close()
+        self._storage.close()
+
+
+@pytest.mark.usefixtures("pgvector_server")
+class TestPgvector(SyncHookContract):
+    preload = ("psycopg",)
+
+    def make_storage(self, tmp_path: Path) -> Storage:
+        schema = blake2b(os.fsencode(tmp_path), digest_size=8).hexdigest()
+        return PostgresStorage(os.environ["MEMSTATE_POSTGRES_URI"], schema=schema, pool_size=2)
+
+    def make_hook(self, tmp_path: Path) -> SyncHook:
+        return Alone(self.make_storage(tmp_path))
 
 
 class TestWithoutAHook(HookSearch):

@@ -195,12 +195,25 @@ CREATE TABLE outbox (
     version    text COLLATE "C",
     attempts   integer NOT NULL DEFAULT 0,
     retry_at   double precision,      -- NULL: quarantined
-    error      text
+    error      text,
+    claimed_by text,                  -- who applies it, until then (seconds since 1970, by this server's clock)
+    claimed_until double precision
 );
 CREATE INDEX outbox_by_index ON outbox (index_name, id);
 CREATE INDEX outbox_to_embed ON outbox (index_name, id) WHERE op = 'embed';
 CREATE INDEX outbox_by_vector ON outbox (vector_id);
 CREATE INDEX outbox_by_version ON outbox (version);
+
+-- Indexes that are kept in here (pgvector), each in a table `vectors_<number>`: exactly the vectors of what is current.
+CREATE TABLE vector_tables (
+    index_name text COLLATE "C" PRIMARY KEY,
+    number     bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+    element    text NOT NULL CHECK (element IN ('vector', 'halfvec')),
+    store_id   text NOT NULL,
+    generation bigint NOT NULL,
+    dims       integer NOT NULL,
+    model      text COLLATE "C" NOT NULL
+);
 
 CREATE TABLE prepared (
     id         text COLLATE "C" PRIMARY KEY,
