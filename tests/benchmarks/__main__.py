@@ -14,11 +14,44 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import callers, chat, checkpointer, imports, steps, store, transactions, undo
+from tests.benchmarks import (
+    callers,
+    chat,
+    checkpointer,
+    crowd,
+    fanout,
+    imports,
+    limits,
+    opening,
+    scale,
+    search,
+    steps,
+    store,
+    transactions,
+    undo,
+)
 from tests.benchmarks.measure import Row, Session
 from tests.benchmarks.table import lines
 
-CASES = {module.CASE: module for module in (steps, chat, checkpointer, store, transactions, callers, undo, imports)}
+CASES = {
+    module.CASE: module
+    for module in (
+        steps,
+        chat,
+        checkpointer,
+        store,
+        fanout,
+        transactions,
+        callers,
+        crowd,
+        search,
+        opening,
+        scale,
+        undo,
+        limits,
+        imports,
+    )
+}
 PACKAGES = ("langgraph", "langgraph-checkpoint", "langgraph-checkpoint-sqlite", "chromadb")
 
 
@@ -29,6 +62,9 @@ def main() -> None:
         epilog="Cases: " + "; ".join(f"{name}: {_about(module)}" for name, module in CASES.items()),
     )
     parser.add_argument("--quick", action="store_true", help="about a minute, with wider error bars")
+    parser.add_argument(
+        "--large", action="store_true", help="a million facts, and Chroma where it takes minutes to build"
+    )
     parser.add_argument("--only", action="append", choices=CASES, metavar="NAME", help="one case; may be repeated")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write every row here, times in seconds")
     parser.add_argument("--folder", type=Path, help="the disk to measure (default: the temporary folder)")
@@ -39,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="memstate-bench-", dir=options.folder) as folder:
         environment = _environment(Path(folder))
         print(*(f"{name}: {what}" for name, what in environment.items()), sep="\n")
-        session = Session(Path(folder), options.quick)
+        session = Session(Path(folder), options.quick, options.large)
         for name in options.only or CASES:
             found = CASES[name].run(session)
             print(f"\n{name}: {_about(CASES[name])}", *lines(found), sep="\n", flush=True)
