@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -58,10 +58,10 @@ def run(session: Session) -> list[Row]:
         ]
         for shared in (False, True):
             whose = "on one thread_id" if shared else "a thread_id each"
-            crowds = [Crowd(f"one {peer.saver_name}", _in_threads(peer)) for peer in plain]
-            rows += _race(session, f"{CALLERS} threads, {whose}", crowds, shared, rounds, session.pick(60, 15))
+            crowds = [Crowd(f"one {peer.saver_name}", in_threads(peer)) for peer in plain]
+            rows += race_crowds(session, f"{CALLERS} threads, {whose}", crowds, shared, rounds, session.pick(60, 15))
             crowds = [Crowd(f"one {peer.saver_name}", _in_tasks(peer, runner)) for peer in awaited]
-            rows += _race(session, f"{CALLERS} tasks, {whose}", crowds, shared, rounds, session.pick(60, 15))
+            rows += race_crowds(session, f"{CALLERS} tasks, {whose}", crowds, shared, rounds, session.pick(60, 15))
     with ExitStack() as stack:
         processes = [stack.enter_context(_process()) for _ in range(CALLERS)]
         for child in processes:
@@ -71,19 +71,29 @@ def run(session: Session) -> list[Row]:
         for shared in (False, True):
             whose = "on one thread_id" if shared else "a thread_id each"
             crowds = [Crowd(name, sit) for name, sit in sittings.items()]
-            rows += _race(session, f"{CALLERS} processes, {whose}", crowds, shared, rounds, session.pick(60, 15))
+            rows += race_crowds(session, f"{CALLERS} processes, {whose}", crowds, shared, rounds, session.pick(60, 15))
     return rows
 
 
-def _race(session: Session, what: str, crowds: list[Crowd], shared: bool, rounds: int, count: int) -> list[Row]:
+def race_crowds(
+    session: Session,
+    what: str,
+    crowds: list[Crowd],
+    shared: bool,
+    rounds: int,
+    count: int,
+    *,
+    case: str = CASE,
+    journal: str = "WAL",
+) -> list[Row]:
     """In turns, in the opposite order every other round."""
     for turn in range(rounds):
-        session.tell(f"{CASE}: {what} {turn}/{rounds}")
+        session.tell(f"{case}: {what} {turn}/{rounds}")
         for crowd in reversed(crowds) if turn % 2 else crowds:
             threads = [uuid4().hex] * CALLERS if shared else [uuid4().hex for _ in range(CALLERS)]
             crowd.sample(threads, count)
     session.tell("")
-    return [_row(what, crowds[0], crowd) for crowd in crowds]
+    return [replace(_row(what, crowds[0], crowd), case=case, journal=journal) for crowd in crowds]
 
 
 def _row(what: str, first: Crowd, crowd: Crowd) -> Row:
@@ -98,7 +108,7 @@ def _row(what: str, first: Crowd, crowd: Crowd) -> Row:
     return Row(CASE, what, crowd.name, "WAL", median, low, high, ratio, notes)
 
 
-def _in_threads(peer: Peer) -> Sitting:
+def in_threads(peer: Peer) -> Sitting:
     def sit(threads: Sequence[str], count: int) -> tuple[float, Tally]:
         start = time.perf_counter()
         with ThreadPoolExecutor(CALLERS) as pool:

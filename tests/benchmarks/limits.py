@@ -46,16 +46,17 @@ def run(session: Session) -> list[Row]:
     return rows
 
 
-def fsync(path: Path) -> Call:
-    """Append 1 kB and wait until it is on disk. The file stays open."""
-    file = open(path, "ab", buffering=0)  # noqa: SIM115
+@contextmanager
+def appending(path: Path) -> Iterator[Call]:
+    """A call that appends 1 kB to a file and waits until it is on disk."""
     block = os.urandom(KB)
+    with open(path, "ab", buffering=0) as file:
 
-    def write() -> None:
-        file.write(block)
-        os.fsync(file.fileno())
+        def append() -> None:
+            file.write(block)
+            os.fsync(file.fileno())
 
-    return write
+        yield append
 
 
 def _disk(stack: ExitStack, folder: Path) -> tuple[dict[str, Call], dict[str, Call]]:
@@ -68,7 +69,7 @@ def _disk(stack: ExitStack, folder: Path) -> tuple[dict[str, Call], dict[str, Ca
         conn.execute("INSERT INTO rows VALUES (?, ?)", (uuid4().bytes, block))
 
     limits: dict[str, Call] = {
-        "append and fsync": fsync(folder / "appended"),
+        "append and fsync": stack.enter_context(appending(folder / "appended")),
         "SQLite: commit of a row": commit,
         "blake2b": lambda: blake2b(block).digest(),
     }
