@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--large", action="store_true", help="a million facts, and Chroma where it takes minutes to build"
     )
+    parser.add_argument("--rounds", type=int, metavar="N", help="no more rounds of anything than this")
     parser.add_argument("--only", action="append", choices=CASES, metavar="NAME", help="one case; may be repeated")
     parser.add_argument("--folder", type=Path, help="the disk to measure (default: the temporary folder)")
     parser.add_argument("--from", dest="source", type=Path, metavar="JSON", help="measure nothing: use an earlier run")
@@ -105,7 +106,7 @@ def _measured(options: argparse.Namespace) -> Results:
     with tempfile.TemporaryDirectory(prefix="memstate-bench-", dir=options.folder) as folder:
         environment = _environment(Path(folder))
         print(*(f"{name}: {what}" for name, what in environment.items()), f"files: {folder}", sep="\n")
-        session = Session(Path(folder), options.quick, options.large)
+        session = Session(Path(folder), options.quick, options.large, options.rounds)
         for name in options.only or CASES:
             before = time.monotonic()
             found = CASES[name].run(session)

@@ -87,6 +87,7 @@ def race_crowds(
     journal: str = "WAL",
 ) -> list[Row]:
     """In turns, in the opposite order every other round."""
+    rounds = session.rounds(rounds)
     for turn in range(rounds):
         session.tell(f"{case}: {what} {turn}/{rounds}")
         for crowd in reversed(crowds) if turn % 2 else crowds:
@@ -176,7 +177,7 @@ def _openings(session: Session, folder: Path, processes: Sequence[Child]) -> Ite
     """All processes at once open a file that is not there yet."""
     what = f"{CALLERS} processes open a new file"
     tallies: dict[str, list[Tally]] = {whose: [] for whose in PROCESSES}
-    for turn in range(session.pick(12, 3)):
+    for turn in range(session.rounds(session.pick(12, 3))):
         session.tell(f"{CASE}: {what} {turn}")
         for whose in reversed(PROCESSES) if turn % 2 else PROCESSES:
             path = str(folder / f"{whose}-{turn}.db")

@@ -45,9 +45,13 @@ class Session:
     folder: Path
     quick: bool = False
     large: bool = False
+    most_rounds: int | None = None
 
     def pick(self, full: int, quick: int) -> int:
         return quick if self.quick else full
+
+    def rounds(self, wanted: int) -> int:
+        return wanted if self.most_rounds is None else min(wanted, self.most_rounds)
 
     def room(self, name: str) -> Path:
         """An empty folder for one case."""
@@ -74,6 +78,7 @@ def in_turns(
 ) -> list[list[float]]:
     """Samples by contender, round by round, in the opposite order every other round. The first does not count."""
     seconds: list[list[float]] = [[] for _ in contenders]
+    rounds = session.rounds(rounds)
     for turn in range(rounds + 1):
         session.tell(f"{telling} {turn}/{rounds}")
         order = range(len(contenders)) if turn % 2 else reversed(range(len(contenders)))
@@ -96,7 +101,8 @@ def rows_of(case: str, what: str, contenders: Sequence[Contender], seconds: Sequ
 
 
 def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    values = list(values)
+    low, median, high = statistics.quantiles(values * 2 if len(values) == 1 else values, n=4, method="inclusive")
     return low, median, high
 
 

@@ -134,7 +134,7 @@ WORKS: dict[str, tuple[str, Work, int]] = {
 
 def _chats(session: Session, folder: Path, peers: list[Peer]) -> list[Row]:
     """In blocks of turns, in the opposite order every other block."""
-    turns = session.pick(300, 40)
+    turns = chat.BLOCK * session.rounds(session.pick(30, 4))
     chats = [chat.Chat.begin(peer.saver_name, peer, folder, chat.State) for peer in peers]
     for block in range(turns // chat.BLOCK):
         session.tell(f"{CASE}: chat {block * chat.BLOCK}/{turns}")
