@@ -88,7 +88,7 @@ def check(case: str, rows: list[Row]) -> None:
     assert rows
     assert {row.case for row in rows} == {case}
     wanted = [headline for headline in HEADLINES if headline.case == case]
-    skipped = any("installed" in str(note) for row in rows for note in row.notes.values())
+    skipped = any("not measured" in row.notes for row in rows)
     assert len(list(pairs(rows))) == len(wanted) or skipped
     for row in rows:
         assert "errors" not in row.notes or "SqliteSaver" in row.contender or row.notes["errors"] == "none"

@@ -124,7 +124,7 @@ def _above(session: Session, what: str, contenders: list[Contender], rounds: int
     return [*rows, replace(whole, contender="NullSaver, the whole run")]
 
 
-def _fan_out(saver: BaseCheckpointSaver[Any], *, awaited: bool) -> CompiledStateGraph:
+def _fan_out(saver: BaseCheckpointSaver[Any], *, awaited: bool) -> CompiledStateGraph[Any]:
     def spread(state: State) -> list[Send]:
         return [Send("look", {"number": number}) for number in range(TASKS)]
 
@@ -135,7 +135,8 @@ def _fan_out(saver: BaseCheckpointSaver[Any], *, awaited: bool) -> CompiledState
         return look(task)
 
     graph = StateGraph(State)
-    graph.add_node("look", alook if awaited else look)
+    node: Any = alook if awaited else look
+    graph.add_node("look", node)
     graph.add_conditional_edges(START, spread, ["look"])
     return graph.compile(checkpointer=saver)
 

