@@ -75,7 +75,7 @@ PACKAGES = (
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
-        description="Measure langgraph-memstate beside LangGraph's SQLite savers and stores, on files, with syncs on.",
+        description="Measure langgraph-memstate beside LangGraph's own savers and stores, on disk, with syncs on.",
         epilog="Cases: " + "; ".join(f"{name}: {_about(module)}" for name, module in CASES.items()),
     )
     parser.add_argument("--quick", action="store_true", help="about three minutes, with wider error bars")

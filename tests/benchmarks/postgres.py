@@ -82,7 +82,6 @@ def _pooled(uri: str) -> Iterator[Peer]:
     from psycopg_pool import ConnectionPool
 
     settings: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
-    pool: ConnectionPool[Any]
     with ConnectionPool(uri, min_size=POOL, max_size=POOL, kwargs=settings) as pool:
         saver, store = PostgresSaver(pool), PostgresStore(pool)
         saver.setup()

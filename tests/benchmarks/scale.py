@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -79,7 +81,7 @@ def _row(what: str, name: str, sizes: list[int], samples: list[list[float]], our
     }
     growth = medians[_LAST] / medians[_FIRST]
     notes |= {"growth": growth, "grows as N^": math.log(growth) / math.log(sizes[_LAST] / sizes[_FIRST])}
-    ratio = None if ours is None else quartiles(ours[_LAST])[1] / median
+    ratio = None if ours is None else statistics.median(map(operator.truediv, ours[_LAST], samples[_LAST]))
     return Row(CASE, what, name, "", median, low, high, ratio, notes)
 
 
