@@ -137,15 +137,17 @@ def _rollback(peer: Peer, size: int) -> Callable[[int], float] | None:
 
 
 FACTS = {
-    "put": Work(_put, 10),
-    "batch of 100": Work(_batch, 2),
     "get": Work(_get, 50),
     "search in a namespace of 20": Work(_search(("users", "u7")), 20),
     "search, the latest 10 of all": Work(_search(("users",)), 3),
     "search, 1 of all matches": Work(_search(("users",), {"number": 3}), 1),
     "list_namespaces, 100 of them": Work(_list_namespaces, 3),
+    "put": Work(_put, 10),
+    "batch of 100": Work(_batch, 2),
+    "search, the latest 10 after those": Work(_search(("users",)), 3),
     "rollback(1)": Work(_rollback, 5),
 }
+"""In this order: what is put and batched lies in another namespace than what is searched"""
 
 
 # -- of steps ---------------------------------------------------------------------------------------
