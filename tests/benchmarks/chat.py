@@ -129,7 +129,7 @@ class Chat:
 
 def run(session: Session) -> list[Row]:
     folder = session.room(CASE)
-    turns = session.pick(1000, 200)
+    turns = BLOCK * session.rounds(session.pick(100, 20))
     rows: list[Row] = []
     for durability in ("sync", "async", "exit"):
         with ExitStack() as stack:
@@ -138,7 +138,8 @@ def run(session: Session) -> list[Row]:
             rows += _rows(chats, turns, durability)
     with ExitStack() as stack:
         chats = list(_contenders(stack, folder / "read"))[:2]
-        _talk(session, chats, session.pick(334, 100), "exit" if session.quick else "sync")
+        turns = BLOCK * session.rounds(session.pick(34, 10))
+        _talk(session, chats, turns, "exit" if session.quick else "sync")
         rows += _reads(session, chats)
     return rows
 

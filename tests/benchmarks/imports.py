@@ -25,7 +25,7 @@ print(middle - start, end - middle, *({"chromadb", "numpy"} & sys.modules.keys()
 
 
 def run(session: Session) -> list[Row]:
-    rounds = session.pick(15, 7)
+    rounds = session.rounds(session.pick(15, 7))
     before, added, loaded = [], [], set()
     for turn in range(rounds + 1):
         session.tell(f"{CASE} {turn}/{rounds}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import statistics
 import sys
 import time
@@ -43,9 +44,14 @@ class Session:
 
     folder: Path
     quick: bool = False
+    large: bool = False
+    most_rounds: int | None = None
 
     def pick(self, full: int, quick: int) -> int:
         return quick if self.quick else full
+
+    def rounds(self, wanted: int) -> int:
+        return wanted if self.most_rounds is None else min(wanted, self.most_rounds)
 
     def room(self, name: str) -> Path:
         """An empty folder for one case."""
@@ -62,28 +68,41 @@ class Session:
 def race(
     session: Session, case: str, what: str, ours: Contender, peers: Sequence[Contender], *, rounds: int, calls: int
 ) -> list[Row]:
-    """Sample all contenders in turns, in the opposite order every other round, after one round that does not count."""
+    """Sample all contenders in turns: a row each."""
     contenders = [ours, *peers]
-    seconds: dict[int, list[float]] = {place: [] for place in range(len(contenders))}
+    return rows_of(case, what, contenders, in_turns(session, f"{case}: {what}", contenders, rounds=rounds, calls=calls))
+
+
+def in_turns(
+    session: Session, telling: str, contenders: Sequence[Contender], *, rounds: int, calls: int
+) -> list[list[float]]:
+    """Samples by contender, round by round, in the opposite order every other round. The first does not count."""
+    seconds: list[list[float]] = [[] for _ in contenders]
+    rounds = session.rounds(rounds)
     for turn in range(rounds + 1):
-        session.tell(f"{case}: {what} {turn}/{rounds}")
+        session.tell(f"{telling} {turn}/{rounds}")
         order = range(len(contenders)) if turn % 2 else reversed(range(len(contenders)))
         for place in order:
             took = contenders[place].sample(calls)
             if turn:
                 seconds[place].append(took)
     session.tell("")
+    return seconds
+
+
+def rows_of(case: str, what: str, contenders: Sequence[Contender], seconds: Sequence[Sequence[float]]) -> list[Row]:
+    """Rows of samples taken in turns, beside the first contender."""
     rows = []
-    for place, contender in enumerate(contenders):
-        low, median, high = quartiles(seconds[place])
-        paired = (mine / theirs for mine, theirs in zip(seconds[0], seconds[place], strict=True))
-        ratio = statistics.median(paired) if place else None
+    for place, (contender, taken) in enumerate(zip(contenders, seconds, strict=True)):
+        low, median, high = quartiles(taken)
+        ratio = statistics.median(map(operator.truediv, seconds[0], taken)) if place else None
         rows.append(Row(case, what, contender.name, contender.journal, median, low, high, ratio))
     return rows
 
 
 def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    values = list(values)
+    low, median, high = statistics.quantiles(values * 2 if len(values) == 1 else values, n=4, method="inclusive")
     return low, median, high
 
 

@@ -48,7 +48,7 @@ class Peer:
 
 @contextmanager
 def ours(folder: Path) -> Iterator[Peer]:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     path = folder / "memory.db"
     with MemoryStore.open(path) as memory:
         yield Peer(memory.checkpointer, memory.store, _journal(path), _journal(path))
@@ -57,7 +57,7 @@ def ours(folder: Path) -> Iterator[Peer]:
 @contextmanager
 def upstream(folder: Path, *, wal: bool = False) -> Iterator[Peer]:
     """LangGraph's sync pair, a file each. The saver sets WAL by itself; the store, only with `wal`."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     checkpoints, items = folder / "checkpoints.db", folder / "store.db"
     with (
         SqliteSaver.from_conn_string(str(checkpoints)) as saver,
@@ -73,7 +73,7 @@ def upstream(folder: Path, *, wal: bool = False) -> Iterator[Peer]:
 @contextmanager
 def upstream_async(folder: Path, runner: asyncio.Runner, *, wal: bool = False) -> Iterator[Peer]:
     """LangGraph's async pair, living in the loop of `runner`."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     checkpoints, items = folder / "checkpoints.db", folder / "store.db"
     with ExitStack() as stack:
         saver = _enter(stack, runner, AsyncSqliteSaver.from_conn_string(str(checkpoints)))

@@ -39,7 +39,7 @@ def _cells(row: Row) -> list[str]:
 
 def seconds(value: float) -> str:
     """Three digits and the unit that fits."""
-    size, unit = next((unit for unit in _UNITS if value >= unit[0]), _UNITS[-1])
+    size, unit = next((unit for unit in _UNITS if abs(value) >= unit[0]), _UNITS[-1])
     return f"{value / size:.3g} {unit}"
 
 

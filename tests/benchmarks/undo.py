@@ -34,13 +34,13 @@ def run(session: Session) -> list[Row]:
     for vectors in (False, True):
         samples: dict[str, list[float]] = {}
         embedded: dict[str, int] = {}
-        for turn in range(session.pick(5, 2)):
+        for turn in range(session.rounds(session.pick(3, 1))):
             session.tell(f"{CASE}: {turn}")
             _round(folder / f"{vectors}-{turn}.db", vectors, samples, embedded)
         session.tell("")
         name = "SQLite + Chroma" if vectors else "SQLite"
         for what, seconds in samples.items():
-            low, median, high = quartiles([*seconds, *seconds])
+            low, median, high = quartiles(seconds)
             rows.append(Row(CASE, what, name, "WAL", median, low, high, notes={"texts embedded": str(embedded[what])}))
     return rows
 
