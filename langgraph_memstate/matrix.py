@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from langgraph_memstate.hooks.base import Vector
 
-BUDGET = 128 * 2**20  # bytes; what does not fit is scanned in SQL
+BUDGET = 256 * 2**20  # bytes; what does not fit is scanned in SQL
 _FIRST_ROWS = 1024
 _GATHER = 8  # copying so small a part of the rows together is cheaper than a product with all of them
 

@@ -845,6 +845,7 @@ def save(memory: MemoryStore, thread_id: str, value: str) -> None:
 def test_the_latest_come_first_wherever_they_are_looked_for(
     file_memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, recent: int
 ) -> None:
+    monkeypatch.setattr(sqlite_read, "_MANY", min(recent, 5))
     monkeypatch.setattr(sqlite_read, "_RECENT", recent)
     dice = random.Random(recent)
     for number in range(40):

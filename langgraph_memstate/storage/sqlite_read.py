@@ -61,7 +61,8 @@ _NAMESPACES = (
     "SELECT (SELECT min(ns) FROM items WHERE ns > found.ns AND ns < :high) FROM found WHERE found.ns IS NOT NULL) "
     f"SELECT ns FROM found WHERE EXISTS (SELECT 1 FROM items WHERE items.ns = found.ns AND {_LIVE})"
 )
-_RECENT = 2_000  # sequences; reading so many takes about as long as finding out that it was in vain
+_MANY = 2_000  # items of a prefix, from which on its latest are looked for before all of them are sorted
+_RECENT = 50_000  # sequences that are looked through for that: some milliseconds, if it was in vain
 _COMPARISONS = {"=": "=", ">=": ">=", "<=": "<="}
 _ORIGIN = frozenset(field.name for field in fields(Origin))
 _PAST = (
@@ -241,7 +242,7 @@ class SQLiteReader(Reader):
     def _recent(self, prefix: Sequence[str]) -> int | None:
         """The sequence after which to look first for the latest items of a prefix that has many: all need sorting."""
         ((many, last),) = self._item_rows(
-            f"SELECT (SELECT count(*) FROM (SELECT 1 FROM items WHERE {_UNDER} LIMIT {_RECENT})) = {_RECENT}, "
+            f"SELECT (SELECT count(*) FROM (SELECT 1 FROM items WHERE {_UNDER} LIMIT {_MANY})) = {_MANY}, "
             "(SELECT max(seq) FROM items)", **_range(prefix),
         )  # fmt: skip
         return last - _RECENT if many else None

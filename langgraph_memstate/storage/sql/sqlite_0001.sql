@@ -150,7 +150,7 @@ CREATE TABLE items (
     expires_at REAL,
     PRIMARY KEY (ns, key)
 ) STRICT;
-CREATE INDEX items_by_seq ON items (seq);
+CREATE INDEX items_by_seq ON items (seq, ns);
 CREATE INDEX items_by_expiry ON items (expires_at) WHERE expires_at IS NOT NULL;
 
 -- Vectors ------------------------------------------------------------------------------------------
