@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from langgraph_memstate.errors import StorageClosedError
-from langgraph_memstate.storage.base import Commit, PutWrites, Stage, Storage, Unstage
+from langgraph_memstate.storage.base import Storage
+from langgraph_memstate.storage.operations import Commit, PutWrites, Stage, Unstage
 
 _MAX_GROUP = 256  # bounds how long the first caller of a group waits for the last
 _PATIENCE = 0.002  # seconds that a task's writes wait for company

@@ -15,8 +15,10 @@ from langgraph_memstate.facts import Draft, Pattern, decode_value, new_version
 from langgraph_memstate.patches import rebased
 from langgraph_memstate.reading import Address, View
 from langgraph_memstate.schemas import SchemaRegistry
-from langgraph_memstate.storage.base import CheckUnchanged, CheckUnique, Claim, Commit, Op, Storage
+from langgraph_memstate.storage.base import Storage
 from langgraph_memstate.storage.checks import Old, address, is_same, refuse_change, refuse_claim
+from langgraph_memstate.storage.operations import CheckUnchanged, CheckUnique, Commit, Op
+from langgraph_memstate.storage.values import Claim
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,26 +25,20 @@ from langgraph_memstate.errors import (
 from langgraph_memstate.facts import Draft, IndexPaths, Record
 from langgraph_memstate.hooks.base import IndexState, SyncHook, Vector
 from langgraph_memstate.index import VectorIndex, to_bytes
-from langgraph_memstate.storage.base import (
+from langgraph_memstate.storage.base import Reader, Storage
+from langgraph_memstate.storage.operations import (
     Commit,
-    EmbeddingRow,
-    IndexedRow,
     Op,
     OutboxDone,
     OutboxFailed,
-    OutboxRow,
-    PreparedRow,
     PutEmbeddings,
     PutIndexed,
     PutVectors,
     QueueIndex,
-    Reader,
     RebuildIndex,
-    ScoredRow,
     Settle,
-    Storage,
-    VectorRow,
 )
+from langgraph_memstate.storage.values import EmbeddingRow, IndexedRow, OutboxRow, PreparedRow, ScoredRow, VectorRow
 
 logger = logging.getLogger("langgraph_memstate")
 

@@ -17,7 +17,8 @@ from langgraph_memstate.facts import (
     new_version,
     split_session,
 )
-from langgraph_memstate.storage.base import Commit, DeleteThread, Expect, Forget, Reader
+from langgraph_memstate.storage.base import Reader
+from langgraph_memstate.storage.operations import Commit, DeleteThread, Expect, Forget
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,9 @@ from langgraph_memstate.errors import IndexConfigError, VectorSyncError
 from langgraph_memstate.facts import Draft, decode_value
 from langgraph_memstate.hooks.base import IndexSpec, IndexState, SyncHook, Vector, VectorRecord
 from langgraph_memstate.matrix import VectorMatrix
-from langgraph_memstate.storage.base import (
-    EXACT,
-    EmbeddingRow,
-    PutIndexMeta,
-    Reader,
-    ScoredRow,
-    Snapshots,
-    VectorRow,
-)
+from langgraph_memstate.storage.base import Reader, Snapshots
+from langgraph_memstate.storage.operations import PutIndexMeta
+from langgraph_memstate.storage.values import EXACT, EmbeddingRow, ScoredRow, VectorRow
 
 logger = logging.getLogger("langgraph_memstate")
 

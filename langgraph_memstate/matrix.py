@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from langgraph_memstate.facts import namespace_range
-from langgraph_memstate.storage.base import Reader, Snapshots, VectorMark
+from langgraph_memstate.storage.base import Reader, Snapshots
+from langgraph_memstate.storage.values import VectorMark
 
 if TYPE_CHECKING:
     import numpy as np

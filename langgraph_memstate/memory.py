@@ -32,7 +32,7 @@ from langgraph_memstate.patches import updated
 from langgraph_memstate.reading import item_of
 from langgraph_memstate.schemas import SchemaFault, dumped, type_name
 from langgraph_memstate.stats import Stats
-from langgraph_memstate.storage.base import Append, Expect
+from langgraph_memstate.storage.operations import Append, Expect
 from langgraph_memstate.transaction import Transaction
 from langgraph_memstate.verify import VerifyReport, repair_index, verify_index
 

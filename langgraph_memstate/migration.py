@@ -14,7 +14,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 from langgraph_memstate.errors import MemStateError, MigrationError, UnfinishedCopyError
-from langgraph_memstate.storage.base import Clear, Commit, Load, Reader, Storage
+from langgraph_memstate.storage.base import Reader, Storage
+from langgraph_memstate.storage.operations import Clear, Commit, Load
 from langgraph_memstate.storage.tables import META, MOVED, UNFINISHED, Row
 from langgraph_memstate.urls import storage_at
 

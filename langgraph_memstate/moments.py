@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from langgraph_memstate.errors import UnknownMomentError
-from langgraph_memstate.storage.base import Reader, StoredHead
+from langgraph_memstate.storage.base import Reader
+from langgraph_memstate.storage.values import StoredHead
 
 When = int | datetime | str | Mapping[str, Any] | Any
 """A sequence, an aware time, or a checkpoint: its id, its config, or a snapshot or tuple that has a config."""

@@ -43,7 +43,8 @@ from langgraph_memstate.moments import Moment
 from langgraph_memstate.outbox import Outbox, VectorSync
 from langgraph_memstate.reading import View
 from langgraph_memstate.schemas import Constraint, SchemaRegistry, Upcaster
-from langgraph_memstate.storage.base import Commit, Expect, Storage, Touch
+from langgraph_memstate.storage.base import Storage
+from langgraph_memstate.storage.operations import Commit, Expect, Touch
 from langgraph_memstate.transaction import Transaction
 from langgraph_memstate.urls import storage_at
 

@@ -21,19 +21,17 @@ from langgraph_memstate.facts import Draft
 from langgraph_memstate.follower import Follower, indexed
 from langgraph_memstate.hooks.base import IndexState, Vector, VectorRecord
 from langgraph_memstate.index import VectorIndex
-from langgraph_memstate.storage.base import (
+from langgraph_memstate.storage.base import Storage
+from langgraph_memstate.storage.operations import (
     Append,
     Commit,
-    EmbeddingRow,
     Prepare,
-    PreparedRow,
     PutEmbeddings,
     PutIndexed,
     PutVectors,
     Settle,
-    Storage,
-    VectorRow,
 )
+from langgraph_memstate.storage.values import EmbeddingRow, PreparedRow, VectorRow
 
 logger = logging.getLogger("langgraph_memstate")
 

@@ -11,8 +11,9 @@ from langgraph_memstate.errors import NotFoundError
 from langgraph_memstate.facts import Draft, Namespace, Origin, Record, decode_value, encode_value, new_version
 from langgraph_memstate.reading import Address, View, item_of
 from langgraph_memstate.schemas import SchemaRegistry
-from langgraph_memstate.storage.base import Expect, Reader
+from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.checks import address as named
+from langgraph_memstate.storage.operations import Expect
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

@@ -8,7 +8,7 @@ import sys
 import time
 
 from langgraph_memstate.facts import new_version
-from langgraph_memstate.storage.base import PreparedRow
+from langgraph_memstate.storage.values import PreparedRow
 
 LEASE = 120.0  # seconds after which another process may take back what an unfinished commit sent to the index
 

@@ -15,8 +15,9 @@ from langgraph_memstate.index import VectorIndex, to_bytes, vector_id
 from langgraph_memstate.moments import Moment
 from langgraph_memstate.schemas import SchemaRegistry
 from langgraph_memstate.search import Fits, Query, Scored, best, scan, semantic
-from langgraph_memstate.storage.base import AsOf, Claim, ScoredRow, Snapshots
+from langgraph_memstate.storage.base import AsOf, Snapshots
 from langgraph_memstate.storage.checks import makes_claim
+from langgraph_memstate.storage.values import Claim, ScoredRow
 
 if TYPE_CHECKING:
     from langgraph_memstate.opened import StepScope

@@ -18,7 +18,8 @@ from langgraph_memstate.filters import Condition
 from langgraph_memstate.hooks.base import Vector
 from langgraph_memstate.index import VectorIndex, to_bytes, to_vector
 from langgraph_memstate.matrix import VectorMatrix
-from langgraph_memstate.storage.base import Nearest, Reader, ScoredRow, Snapshots
+from langgraph_memstate.storage.base import Reader, Snapshots
+from langgraph_memstate.storage.values import Nearest, ScoredRow
 
 EXACT_BELOW = 20_000  # candidates in memory that are compared faster than an index answers, and with recall 1
 SCAN_BELOW = 2_000  # the same where they have to be read from SQL

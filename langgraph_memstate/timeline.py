@@ -11,7 +11,8 @@ from typing import Any
 
 from langgraph_memstate.errors import CorruptRowError
 from langgraph_memstate.facts import LogEntry
-from langgraph_memstate.storage.base import Reader, StoredHead
+from langgraph_memstate.storage.base import Reader
+from langgraph_memstate.storage.values import StoredHead
 
 _ROOT = ""
 _ACROSS, _DOWN, _MARGIN = 64, 66, 34  # pixels between steps, between branches, around all

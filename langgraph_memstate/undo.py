@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from langgraph_memstate.errors import Conflict, RollbackConflict, RollbackError
 from langgraph_memstate.facts import Draft, LogEntry, Namespace, Origin, encode_value, new_version
-from langgraph_memstate.storage.base import Commit, Expect, Reader, StepKey
+from langgraph_memstate.storage.base import Reader
+from langgraph_memstate.storage.operations import Commit, Expect
+from langgraph_memstate.storage.values import StepKey
 
 OnConflict = Literal["raise", "keep", "overwrite"]
 Address = tuple[Namespace, str]

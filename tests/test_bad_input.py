@@ -39,7 +39,7 @@ from langgraph_memstate.errors import (
 )
 from langgraph_memstate.facts import Draft, encode_value, new_version
 from langgraph_memstate.hooks.base import IndexSpec, IndexState, SyncHook, Vector, VectorRecord
-from langgraph_memstate.storage.base import Append
+from langgraph_memstate.storage.operations import Append
 
 THREAD = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 

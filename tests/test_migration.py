@@ -29,7 +29,8 @@ from langgraph_memstate.errors import (
     UnfinishedCopyError,
 )
 from langgraph_memstate.migration import migrate
-from langgraph_memstate.storage.base import Load, Storage
+from langgraph_memstate.storage.base import Storage
+from langgraph_memstate.storage.operations import Load
 from langgraph_memstate.storage.tables import META, MOVED
 
 

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 
 from langgraph_memstate.errors import CorruptRowError, MemStateError, NewerSchemaError
 from langgraph_memstate.facts import Draft, Origin
-from langgraph_memstate.storage.base import (
+from langgraph_memstate.storage.op_codec import dump_commit, pack, unpack
+from langgraph_memstate.storage.operations import (
     Append,
-    Blob,
     CheckUnchanged,
     CheckUnique,
-    Claim,
     Clear,
     Commit,
     CopyThread,
@@ -28,18 +27,13 @@ from langgraph_memstate.storage.base import (
     DeleteThread,
     Drain,
     DropWrites,
-    EmbeddingRow,
     Expect,
     Forget,
-    IndexedRow,
-    ListValue,
     Load,
     Op,
     OutboxDone,
     OutboxFailed,
-    OutboxRow,
     Prepare,
-    PreparedRow,
     PutCheckpoint,
     PutEmbeddings,
     PutIndexed,
@@ -50,15 +44,23 @@ from langgraph_memstate.storage.base import (
     RebuildIndex,
     Settle,
     Stage,
-    StepKey,
     Touch,
     Unstage,
+)
+from langgraph_memstate.storage.redis_log import dump_entry, load_entry
+from langgraph_memstate.storage.redis_view import MARKS
+from langgraph_memstate.storage.values import (
+    Blob,
+    Claim,
+    EmbeddingRow,
+    IndexedRow,
+    ListValue,
+    OutboxRow,
+    PreparedRow,
+    StepKey,
     VectorRow,
     WriteRow,
 )
-from langgraph_memstate.storage.op_codec import dump_commit, pack, unpack
-from langgraph_memstate.storage.redis_log import dump_entry, load_entry
-from langgraph_memstate.storage.redis_view import MARKS
 
 STEP = StepKey("t\0", "", "1")
 DRAFT = Draft(

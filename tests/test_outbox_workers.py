@@ -26,15 +26,8 @@ from truth import DIMS, ROOT, Words, command, commit, notes
 from langgraph_memstate import MemoryStore, follower
 from langgraph_memstate.errors import VectorSyncError
 from langgraph_memstate.hooks.base import Capabilities, IndexSpec, IndexState, SyncHook, Vector, VectorRecord
-from langgraph_memstate.storage.base import (
-    OutboxDone,
-    OutboxFailed,
-    OutboxRow,
-    Prepare,
-    PreparedRow,
-    QueueIndex,
-    Settle,
-)
+from langgraph_memstate.storage.operations import OutboxDone, OutboxFailed, Prepare, QueueIndex, Settle
+from langgraph_memstate.storage.values import OutboxRow, PreparedRow
 from langgraph_memstate.urls import storage_at
 
 psycopg = pytest.importorskip("psycopg", reason="the extra [postgres] is not installed")

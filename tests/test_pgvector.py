@@ -28,7 +28,7 @@ from langgraph_memstate.errors import ConstraintError, IndexConfigError
 from langgraph_memstate.hooks.pgvector import PgvectorSyncHook
 from langgraph_memstate.index import to_bytes
 from langgraph_memstate.migration import migrate
-from langgraph_memstate.storage.base import Nearest
+from langgraph_memstate.storage.values import Nearest
 from langgraph_memstate.testing.hook_making import needs_fork
 from langgraph_memstate.testing.kills import Children, say
 

@@ -42,7 +42,8 @@ from redis_proxy import When, line_to  # noqa: E402
 from redis_server import Server, running  # noqa: E402
 
 from langgraph_memstate import RedisStorage  # noqa: E402
-from langgraph_memstate.storage.base import Prepare, PreparedRow, Settle  # noqa: E402
+from langgraph_memstate.storage.operations import Prepare, Settle  # noqa: E402
+from langgraph_memstate.storage.values import PreparedRow  # noqa: E402
 
 
 @pytest.fixture

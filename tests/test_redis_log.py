@@ -24,22 +24,19 @@ from truth import python
 from langgraph_memstate import Fact, MemoryStore, SQLiteStorage
 from langgraph_memstate.errors import CorruptRowError, DatabaseOpenError, StorageError
 from langgraph_memstate.facts import Origin
-from langgraph_memstate.storage.base import (
+from langgraph_memstate.storage.operations import (
     Append,
-    Blob,
     Commit,
     CopyThread,
     DeleteCheckpoints,
     DeleteRuns,
     DeleteThread,
     Drain,
-    EmbeddingRow,
     Forget,
     Op,
     OutboxDone,
     OutboxFailed,
     Prepare,
-    PreparedRow,
     PutEmbeddings,
     PutIndexMeta,
     PutVectors,
@@ -49,8 +46,8 @@ from langgraph_memstate.storage.base import (
     Stage,
     Touch,
     Unstage,
-    VectorRow,
 )
+from langgraph_memstate.storage.values import Blob, EmbeddingRow, PreparedRow, VectorRow
 from langgraph_memstate.testing.samples import (
     NOTES,
     NOW,

@@ -19,7 +19,7 @@ import pytest
 from langgraph.store.base import PutOp
 
 from langgraph_memstate import MemoryStore, SQLiteStorage
-from langgraph_memstate.storage.base import Commit
+from langgraph_memstate.storage.operations import Commit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.benchmarks.counting import INDEX, CountedCheckpointer, Counter, HeldHook, Ledger, one_node

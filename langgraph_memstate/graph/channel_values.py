@@ -17,7 +17,8 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph_memstate.errors import CorruptRowError
 from langgraph_memstate.graph.codec.wire import DeltaSnapshot
 from langgraph_memstate.graph.lists import Lists, ListVersion, is_worth_splitting
-from langgraph_memstate.storage.base import Blob, ListValue, Reader, StepKey, StoredCheckpoint
+from langgraph_memstate.storage.base import Reader
+from langgraph_memstate.storage.values import Blob, ListValue, StepKey, StoredCheckpoint
 
 _LIST, _DELTA = "list", "delta"
 

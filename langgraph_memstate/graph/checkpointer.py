@@ -34,8 +34,7 @@ from langgraph_memstate.graph.rewind import TimeTravel, copied, left_behind, rew
 from langgraph_memstate.graph.staging import Landing, Part
 from langgraph_memstate.graph.threads import ThreadReader, manifest_of, step_of
 from langgraph_memstate.memory import MemoryStore
-from langgraph_memstate.storage.base import (
-    Blob,
+from langgraph_memstate.storage.operations import (
     Commit,
     CopyThread,
     DeleteCheckpoints,
@@ -46,12 +45,9 @@ from langgraph_memstate.storage.base import (
     PutCheckpoint,
     PutWrites,
     Stage,
-    StagedDraft,
-    StepKey,
-    StoredCheckpoint,
     Unstage,
-    WriteRow,
 )
+from langgraph_memstate.storage.values import Blob, StagedDraft, StepKey, StoredCheckpoint, WriteRow
 from langgraph_memstate.undo import Undo
 
 _RACES = 8  # how often a commit is prepared anew when the database moved under it

@@ -27,18 +27,9 @@ from langgraph_memstate.graph.upstream import (
     upstream_at,
 )
 from langgraph_memstate.migration import claim, opened, release
-from langgraph_memstate.storage.base import (
-    Append,
-    Blob,
-    Clear,
-    Commit,
-    Op,
-    PutCheckpoint,
-    PutWrites,
-    Storage,
-    Touch,
-    WriteRow,
-)
+from langgraph_memstate.storage.base import Storage
+from langgraph_memstate.storage.operations import Append, Clear, Commit, Op, PutCheckpoint, PutWrites, Touch
+from langgraph_memstate.storage.values import Blob, WriteRow
 
 Progress = Callable[[str, int, int], object]
 """Called with what is imported (``items`` or ``checkpoints``), how many are done, and of how many."""

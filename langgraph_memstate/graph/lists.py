@@ -29,7 +29,8 @@ from langgraph_memstate.graph.templates import (
     is_same,
     template_of,
 )
-from langgraph_memstate.storage.base import Blob, ListValue, Reader, StoredList
+from langgraph_memstate.storage.base import Reader
+from langgraph_memstate.storage.values import Blob, ListValue, StoredList
 
 _RUN = 256  # bytes of atoms that make one element; anything else is an element of its own
 _MANY = 64  # objects, from which on it pays to pause the garbage collection

@@ -62,7 +62,7 @@ from langgraph.runtime import RunControl, Runtime
 from langgraph.types import Command, Send
 
 from langgraph_memstate.errors import StagingError
-from langgraph_memstate.storage.base import StepKey
+from langgraph_memstate.storage.values import StepKey
 
 SENDS: str = TASKS
 """the channel of the `Send`s that the next step runs"""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from langgraph_memstate.graph.rewind import HeadOf
-from langgraph_memstate.storage.base import Reader, StepKey, StoredHead
+from langgraph_memstate.storage.base import Reader
+from langgraph_memstate.storage.values import StepKey, StoredHead
 from langgraph_memstate.timeline import metadata_of
 
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langgraph_memstate.awaited import on_event_loop
 from langgraph_memstate.errors import SchemaError
-from langgraph_memstate.storage.base import Commit, DropWrites, StepKey, Unstage
+from langgraph_memstate.storage.operations import Commit, DropWrites, Unstage
+from langgraph_memstate.storage.values import StepKey
 
 if TYPE_CHECKING:
     from langgraph_memstate.graph.reducer import TypedReducer

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from langgraph_memstate.facts import LogEntry, Origin
-from langgraph_memstate.storage.base import Reader, StepKey, StoredHead
+from langgraph_memstate.storage.base import Reader
+from langgraph_memstate.storage.values import StepKey, StoredHead
 from langgraph_memstate.undo import Undo, plan_undo
 
 TimeTravel = Literal["keep", "rewind"]

@@ -20,7 +20,9 @@ from langgraph_memstate.facts import LogEntry
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.moments import find_checkpoint
-from langgraph_memstate.storage.base import Blob, PutCheckpoint, Reader, StepKey, StoredHead
+from langgraph_memstate.storage.base import Reader
+from langgraph_memstate.storage.operations import PutCheckpoint
+from langgraph_memstate.storage.values import Blob, StepKey, StoredHead
 from langgraph_memstate.timeline import metadata_of, rollback_of
 from langgraph_memstate.undo import RollbackPlan, RollbackRequest, plan_undo
 

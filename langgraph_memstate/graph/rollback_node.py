@@ -16,7 +16,7 @@ from langgraph_memstate.graph.checkpointer import MemStateCheckpointer
 from langgraph_memstate.graph.pregel import RunningTask
 from langgraph_memstate.graph.rollback import begins_turn, step_before
 from langgraph_memstate.memory import MemoryStore
-from langgraph_memstate.storage.base import StoredHead
+from langgraph_memstate.storage.values import StoredHead
 from langgraph_memstate.undo import OnConflict, plan_undo
 
 _PATIENCE = 30.0  # seconds to wait for a checkpoint that is being saved in the background

@@ -21,7 +21,7 @@ from langgraph_memstate.facts import Draft
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.pregel import RunningTask
 from langgraph_memstate.graph.refusals import Ledger
-from langgraph_memstate.storage.base import StagedDraft, StepKey
+from langgraph_memstate.storage.values import StagedDraft, StepKey
 
 if TYPE_CHECKING:
     from langgraph_memstate.memory import MemoryStore

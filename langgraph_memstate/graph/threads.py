@@ -33,14 +33,8 @@ from langgraph_memstate.graph.refusals import Ledger, Scope, Write, current, ent
 from langgraph_memstate.graph.rewind import TimeTravel, left_behind, rewind
 from langgraph_memstate.graph.staging import Staging
 from langgraph_memstate.memory import MemoryStore
-from langgraph_memstate.storage.base import (
-    Blob,
-    Commit,
-    StepKey,
-    StoredCheckpoint,
-    StoredHead,
-    StoredWrite,
-)
+from langgraph_memstate.storage.operations import Commit
+from langgraph_memstate.storage.values import Blob, StepKey, StoredCheckpoint, StoredHead, StoredWrite
 from langgraph_memstate.timeline import metadata_of
 
 logger = logging.getLogger("langgraph_memstate")

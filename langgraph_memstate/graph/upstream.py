@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from langgraph_memstate.errors import CorruptRowError, DeserializationError, MemStateError, MigrationError
 from langgraph_memstate.facts import Draft, Origin, check_key, check_namespace, check_ttl, encode_value, new_version
-from langgraph_memstate.storage.base import Blob, StepKey
+from langgraph_memstate.storage.values import Blob, StepKey
 
 REASON = "imported from LangGraph"
 

@@ -22,8 +22,8 @@ from langgraph_memstate.graph.upstream import (
     item_of,
     place_of,
 )
-from langgraph_memstate.storage.base import Blob, StepKey
 from langgraph_memstate.storage.sqlite import storage_error
+from langgraph_memstate.storage.values import Blob, StepKey
 
 _CHECKPOINTS = {"thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id", "type", "checkpoint", "metadata"}
 _STORE = {"prefix", "key", "value", "created_at", "updated_at"}

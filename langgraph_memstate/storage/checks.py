@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from langgraph_memstate.errors import ConstraintError
 from langgraph_memstate.facts import Draft, Namespace, Pattern, covers, decode_value, split_session
 from langgraph_memstate.filters import equal
-from langgraph_memstate.storage.base import Claim
+from langgraph_memstate.storage.values import Claim
 
 Old = tuple[str | None, str, float | None]
 """A current fact as far as it can be changed: type, value (JSON text), time to live."""

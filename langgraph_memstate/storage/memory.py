@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from langgraph_memstate.storage.base import Commit
+from langgraph_memstate.storage.operations import Commit
 from langgraph_memstate.storage.sqlite import SQLiteStorage, storage_error
 from langgraph_memstate.storage.sqlite_read import SQLiteReader
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 import ormsgpack
 
 from langgraph_memstate.errors import CorruptRowError, NewerSchemaError
-from langgraph_memstate.storage.base import Commit, Op
+from langgraph_memstate.storage.operations import Commit, Op
 
 _BIG_INTEGER = 1  # MessagePack's own integers have 64 bits
 

@@ -33,13 +33,15 @@ from langgraph_memstate.errors import (
     StorageError,
     TransientError,
 )
-from langgraph_memstate.storage.base import COUNTED, Commit, IndexTable, Load, OutboxRow, Reader, Storage
+from langgraph_memstate.storage.base import COUNTED, IndexTable, Reader, Storage
+from langgraph_memstate.storage.operations import Commit, Load
 from langgraph_memstate.storage.postgres_claims import claim, release
 from langgraph_memstate.storage.postgres_link import Connection, Pool, connect, is_lost, run, storage_error
 from langgraph_memstate.storage.postgres_read import PostgresReader
 from langgraph_memstate.storage.postgres_tables import PostgresIndexTable
 from langgraph_memstate.storage.postgres_vectors import Places, VectorTables, schema_of_extension
 from langgraph_memstate.storage.postgres_write import lock, lock_key, run_op
+from langgraph_memstate.storage.values import OutboxRow
 
 MIGRATIONS = ("postgres_0001.sql",)
 OLDEST_SERVER = 130_000  # gin, generated columns and identity are older; 13 is the oldest release that was supported

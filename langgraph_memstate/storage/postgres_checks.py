@@ -13,9 +13,10 @@ from typing import Any
 from langgraph_memstate.errors import FactRaced
 from langgraph_memstate.facts import SESSION, Namespace, decode_namespace, encode_namespace, namespace_range
 from langgraph_memstate.filters import Condition
-from langgraph_memstate.storage.base import CheckUnchanged, CheckUnique, Claim
 from langgraph_memstate.storage.checks import Old, address, is_same, makes_claim, refuse_change, refuse_claim
+from langgraph_memstate.storage.operations import CheckUnchanged, CheckUnique
 from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
+from langgraph_memstate.storage.values import Claim
 
 _EXACT = 2**53  # below, a number has one spelling as far as JSONB is concerned
 _SLACK = 10**12

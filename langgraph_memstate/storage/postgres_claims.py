@@ -6,8 +6,8 @@ an entry of the same vector: what was superseded meanwhile must not be removed b
 
 from __future__ import annotations
 
-from langgraph_memstate.storage.base import OutboxRow
 from langgraph_memstate.storage.postgres_link import Connection, run
+from langgraph_memstate.storage.values import OutboxRow
 
 _NOW = "extract(epoch FROM clock_timestamp())"
 CLAIMED = f"coalesce(claimed_until > {_NOW}, false)"

@@ -9,8 +9,7 @@ from typing import Any
 
 from langgraph_memstate.errors import CommitRaced
 from langgraph_memstate.facts import Draft, encode_namespace, namespace_range
-from langgraph_memstate.storage.base import (
-    EXACT,
+from langgraph_memstate.storage.operations import (
     Append,
     Forget,
     OutboxDone,
@@ -28,6 +27,7 @@ from langgraph_memstate.storage.postgres_checks import AT
 from langgraph_memstate.storage.postgres_claims import CLAIMED, RELEASE
 from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
 from langgraph_memstate.storage.postgres_vectors import Places, fill, remove, retire
+from langgraph_memstate.storage.values import EXACT
 
 _QUEUE = "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
 _FACT = (

@@ -26,8 +26,18 @@ from langgraph_memstate.facts import (
 from langgraph_memstate.filters import Condition
 from langgraph_memstate.storage import postgres_rows
 from langgraph_memstate.storage import postgres_values as values
-from langgraph_memstate.storage.base import (
-    COUNTED,
+from langgraph_memstate.storage.base import COUNTED, Reader
+from langgraph_memstate.storage.checks import makes_claim
+from langgraph_memstate.storage.operations import PutIndexMeta
+from langgraph_memstate.storage.packing import unpacked
+from langgraph_memstate.storage.postgres_checks import narrowed, sought
+from langgraph_memstate.storage.postgres_claims import HELD
+from langgraph_memstate.storage.postgres_link import Connection, run
+from langgraph_memstate.storage.postgres_vectors import VectorTables, neighbours
+from langgraph_memstate.storage.postgres_write import NOT_LANDED, THIS_STEP
+from langgraph_memstate.storage.rows import COLUMNS, ITEM, LOG, load_paths, log_entry_of, record_of, scored_of
+from langgraph_memstate.storage.tables import Row
+from langgraph_memstate.storage.values import (
     AncestorWrite,
     Blob,
     Claim,
@@ -35,8 +45,6 @@ from langgraph_memstate.storage.base import (
     Neighbours,
     OutboxRow,
     PreparedRow,
-    PutIndexMeta,
-    Reader,
     ScoredRow,
     StagedDraft,
     StepKey,
@@ -46,15 +54,6 @@ from langgraph_memstate.storage.base import (
     StoredWrite,
     VectorMark,
 )
-from langgraph_memstate.storage.checks import makes_claim
-from langgraph_memstate.storage.packing import unpacked
-from langgraph_memstate.storage.postgres_checks import narrowed, sought
-from langgraph_memstate.storage.postgres_claims import HELD
-from langgraph_memstate.storage.postgres_link import Connection, run
-from langgraph_memstate.storage.postgres_vectors import VectorTables, neighbours
-from langgraph_memstate.storage.postgres_write import NOT_LANDED, THIS_STEP
-from langgraph_memstate.storage.rows import COLUMNS, ITEM, LOG, load_paths, log_entry_of, record_of, scored_of
-from langgraph_memstate.storage.tables import Row
 
 _HEAD = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, head_type, head, metadata, channels, value_ids"
 _VECTOR = "vectors.vector_id, vectors.ord, embeddings.vector"

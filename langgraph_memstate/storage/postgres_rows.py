@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from langgraph_memstate.storage.base import Clear, Load
+from langgraph_memstate.storage.operations import Clear, Load
 from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
 from langgraph_memstate.storage.rows import as_moved, as_stored, check_unfinished, column_names
 from langgraph_memstate.storage.tables import META, MOVED, TABLES, UNFINISHED, Row, dump_manifest, load_manifest

@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 from langgraph_memstate.errors import StorageError
 from langgraph_memstate.facts import Namespace
 from langgraph_memstate.storage import postgres_vectors as vectors
-from langgraph_memstate.storage.base import BuiltFrom, IndexTable
+from langgraph_memstate.storage.base import IndexTable
 from langgraph_memstate.storage.postgres_link import Connection, run
 from langgraph_memstate.storage.postgres_vectors import Place, VectorTables
+from langgraph_memstate.storage.values import BuiltFrom
 
 Transaction = Callable[[], AbstractContextManager[Connection]]
 

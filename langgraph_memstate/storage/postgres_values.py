@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from langgraph_memstate.errors import CommitRaced, CorruptRowError
-from langgraph_memstate.storage.base import AncestorWrite, Blob, PutCheckpoint, StepKey, StoredList, StoredWrite
+from langgraph_memstate.storage.operations import PutCheckpoint
 from langgraph_memstate.storage.packing import packed, unpacked
 from langgraph_memstate.storage.postgres_link import Connection, Cursor, run, run_rows
 from langgraph_memstate.storage.rows import dump_ids, flattened, list_chain, load_ids
+from langgraph_memstate.storage.values import AncestorWrite, Blob, StepKey, StoredList, StoredWrite
 
 # A base is older than what is based on it; a row that says otherwise is damaged, and must not make the walk endless.
 _CHAIN = (

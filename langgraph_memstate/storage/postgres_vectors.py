@@ -18,10 +18,11 @@ from psycopg import sql
 
 from langgraph_memstate.errors import IndexConfigError
 from langgraph_memstate.facts import encode_namespace, namespace_range
-from langgraph_memstate.storage.base import BuiltFrom, IndexedRow, Nearest, Neighbours, PutIndexed
+from langgraph_memstate.storage.operations import PutIndexed
 from langgraph_memstate.storage.postgres_checks import narrowed
 from langgraph_memstate.storage.postgres_link import Connection, Cursor, Encoded, run
 from langgraph_memstate.storage.rows import COLUMNS, ITEM, scored_of
+from langgraph_memstate.storage.values import BuiltFrom, IndexedRow, Nearest, Neighbours
 
 OLDEST = (0, 8)  # of pgvector: the first that goes on looking while a filter takes away what it finds
 MOST_DIMS = 16_000  # of a vector

@@ -13,7 +13,7 @@ from typing import Any
 
 from langgraph_memstate.errors import CommitRaced, FactRaced
 from langgraph_memstate.facts import encode_namespace
-from langgraph_memstate.storage.base import (
+from langgraph_memstate.storage.operations import (
     Append,
     CheckUnchanged,
     CheckUnique,
@@ -42,7 +42,6 @@ from langgraph_memstate.storage.base import (
     RebuildIndex,
     Settle,
     Stage,
-    StepKey,
     Touch,
     Unstage,
 )
@@ -66,6 +65,7 @@ from langgraph_memstate.storage.postgres_log import (
 from langgraph_memstate.storage.postgres_rows import clear, load
 from langgraph_memstate.storage.postgres_values import copy_values, put_values, sweep
 from langgraph_memstate.storage.postgres_vectors import Places, put_indexed
+from langgraph_memstate.storage.values import StepKey
 
 Run = Callable[[Connection, Any], None]
 RunWithPlaces = Callable[[Connection, Any, Places], None]

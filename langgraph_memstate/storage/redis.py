@@ -38,8 +38,9 @@ from langgraph_memstate.errors import (
     StorageError,
     TransientError,
 )
-from langgraph_memstate.storage.base import Commit, Reader, Storage
+from langgraph_memstate.storage.base import Reader, Storage
 from langgraph_memstate.storage.op_codec import dump_commit
+from langgraph_memstate.storage.operations import Commit
 from langgraph_memstate.storage.redis_link import Link
 from langgraph_memstate.storage.redis_log import (
     LARGEST,

@@ -21,8 +21,8 @@ from langgraph_memstate.errors import (
     NewerSchemaError,
     TransientError,
 )
-from langgraph_memstate.storage.base import Commit
 from langgraph_memstate.storage.op_codec import pack, unpack
+from langgraph_memstate.storage.operations import Commit
 from langgraph_memstate.storage.packing import packed, unpacked
 from langgraph_memstate.storage.redis_link import Link, Script
 

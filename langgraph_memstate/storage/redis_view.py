@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 from langgraph_memstate.errors import CorruptRowError, StorageError
-from langgraph_memstate.storage.base import Commit, Forget
+from langgraph_memstate.storage.operations import Commit, Forget
 from langgraph_memstate.storage.redis_log import Entry, Mark, Position, position_in
 from langgraph_memstate.storage.sqlite import SQLiteStorage, storage_error
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from langgraph_memstate.errors import CommitRaced, CorruptRowError
 from langgraph_memstate.facts import IndexPaths, LogEntry, Record, decode_namespace, decode_value
-from langgraph_memstate.storage.base import ScoredRow, StoredList
 from langgraph_memstate.storage.packing import packed, unpacked
 from langgraph_memstate.storage.tables import TABLES, Row, Table
+from langgraph_memstate.storage.values import ScoredRow, StoredList
 
 ITEM = (
     "items.ns, items.key, items.version, items.value, created_at, updated_at, items.seq, expires_at, ttl, type, "

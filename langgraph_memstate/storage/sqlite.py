@@ -25,7 +25,8 @@ from langgraph_memstate.errors import (
     StorageError,
     TransientError,
 )
-from langgraph_memstate.storage.base import Commit, Storage
+from langgraph_memstate.storage.base import Storage
+from langgraph_memstate.storage.operations import Commit
 from langgraph_memstate.storage.sqlite_read import SQLiteReader
 from langgraph_memstate.storage.sqlite_write import run_op
 

@@ -15,8 +15,9 @@ from langgraph_memstate.facts import (
     encode_namespace,
     namespace_range,
 )
-from langgraph_memstate.storage.base import CheckUnchanged, CheckUnique, Claim
 from langgraph_memstate.storage.checks import Old, address, is_same, makes_claim, refuse_change, refuse_claim
+from langgraph_memstate.storage.operations import CheckUnchanged, CheckUnique
+from langgraph_memstate.storage.values import Claim
 
 _SLACK = 1e-12
 _LARGE = 1e308

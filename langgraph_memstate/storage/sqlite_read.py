@@ -22,15 +22,20 @@ from langgraph_memstate.facts import (
 )
 from langgraph_memstate.filters import Condition
 from langgraph_memstate.storage import sqlite_rows, sqlite_values
-from langgraph_memstate.storage.base import (
-    COUNTED,
+from langgraph_memstate.storage.base import COUNTED, Reader
+from langgraph_memstate.storage.checks import makes_claim
+from langgraph_memstate.storage.operations import PutIndexMeta
+from langgraph_memstate.storage.packing import unpacked
+from langgraph_memstate.storage.rows import COLUMNS, ITEM, LOG, load_paths, log_entry_of, record_of, scored_of
+from langgraph_memstate.storage.sqlite_checks import sought
+from langgraph_memstate.storage.sqlite_write import NOT_LANDED, THIS_STEP
+from langgraph_memstate.storage.tables import Row
+from langgraph_memstate.storage.values import (
     AncestorWrite,
     Blob,
     Claim,
     OutboxRow,
     PreparedRow,
-    PutIndexMeta,
-    Reader,
     ScoredRow,
     StagedDraft,
     StepKey,
@@ -40,12 +45,6 @@ from langgraph_memstate.storage.base import (
     StoredWrite,
     VectorMark,
 )
-from langgraph_memstate.storage.checks import makes_claim
-from langgraph_memstate.storage.packing import unpacked
-from langgraph_memstate.storage.rows import COLUMNS, ITEM, LOG, load_paths, log_entry_of, record_of, scored_of
-from langgraph_memstate.storage.sqlite_checks import sought
-from langgraph_memstate.storage.sqlite_write import NOT_LANDED, THIS_STEP
-from langgraph_memstate.storage.tables import Row
 
 _HEAD = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, head_type, head, metadata, manifest"
 _VECTOR = "vectors.vector_id, vectors.ord, embeddings.vector"

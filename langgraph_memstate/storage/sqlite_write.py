@@ -13,8 +13,7 @@ from typing import Any
 
 from langgraph_memstate.errors import CommitRaced, CorruptRowError, FactRaced
 from langgraph_memstate.facts import Draft, encode_namespace, namespace_range
-from langgraph_memstate.storage.base import (
-    EXACT,
+from langgraph_memstate.storage.operations import (
     Append,
     CheckUnchanged,
     CheckUnique,
@@ -41,7 +40,6 @@ from langgraph_memstate.storage.base import (
     RebuildIndex,
     Settle,
     Stage,
-    StepKey,
     Touch,
     Unstage,
 )
@@ -49,6 +47,7 @@ from langgraph_memstate.storage.packing import packed
 from langgraph_memstate.storage.sqlite_checks import check_unchanged, check_unique
 from langgraph_memstate.storage.sqlite_rows import clear, load
 from langgraph_memstate.storage.sqlite_values import copy_values, put_values, sweep
+from langgraph_memstate.storage.values import EXACT, StepKey
 
 _INSERT_CHECKPOINT = (
     "INSERT OR {} INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_id, run_id, ts, seq, "

@@ -9,7 +9,9 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from langgraph_memstate.hooks.base import Capabilities, IndexSpec, IndexState, SyncHook, Vector, VectorRecord
-from langgraph_memstate.storage.base import Commit, IndexTable, OutboxRow, Reader, Storage
+from langgraph_memstate.storage.base import IndexTable, Reader, Storage
+from langgraph_memstate.storage.operations import Commit
+from langgraph_memstate.storage.values import OutboxRow
 
 T = TypeVar("T")
 

@@ -9,19 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from langgraph_memstate.facts import Draft, IndexPaths, Namespace, Origin, new_version
-from langgraph_memstate.storage.base import (
-    Append,
-    Blob,
-    ListValue,
-    Op,
-    PutCheckpoint,
-    PutWrites,
-    Reader,
-    StepKey,
-    Storage,
-    StoredList,
-    WriteRow,
-)
+from langgraph_memstate.storage.base import Reader, Storage
+from langgraph_memstate.storage.operations import Append, Op, PutCheckpoint, PutWrites
+from langgraph_memstate.storage.values import Blob, ListValue, StepKey, StoredList, WriteRow
 
 NOW = 1_750_000_000.0  # seconds since 1970: when the drafts of the contracts were written
 NOTES = ("notes",)

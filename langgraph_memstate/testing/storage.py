@@ -18,10 +18,9 @@ from contextlib import ExitStack
 import pytest
 
 from langgraph_memstate.errors import CommitRaced, StorageClosedError, StorageError, TransientError
-from langgraph_memstate.storage.base import (
-    COUNTED,
+from langgraph_memstate.storage.base import COUNTED, Storage
+from langgraph_memstate.storage.operations import (
     Append,
-    Blob,
     Clear,
     Commit,
     CopyThread,
@@ -33,9 +32,7 @@ from langgraph_memstate.storage.base import (
     Load,
     Op,
     OutboxDone,
-    OutboxRow,
     Prepare,
-    PreparedRow,
     PutEmbeddings,
     PutIndexMeta,
     PutVectors,
@@ -43,10 +40,10 @@ from langgraph_memstate.storage.base import (
     RebuildIndex,
     Settle,
     Stage,
-    Storage,
     Touch,
     Unstage,
 )
+from langgraph_memstate.storage.values import Blob, OutboxRow, PreparedRow
 from langgraph_memstate.testing.samples import (
     NOTES,
     NOW,

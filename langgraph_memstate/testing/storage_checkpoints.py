@@ -5,21 +5,19 @@ from __future__ import annotations
 import pytest
 
 from langgraph_memstate.errors import CommitRaced
-from langgraph_memstate.storage.base import (
+from langgraph_memstate.storage.base import Reader, Storage
+from langgraph_memstate.storage.operations import (
     Append,
-    Blob,
     CopyThread,
     DeleteCheckpoints,
     DeleteRuns,
     DeleteThread,
     Drain,
     DropWrites,
-    Reader,
     Stage,
-    StepKey,
-    Storage,
     Unstage,
 )
+from langgraph_memstate.storage.values import Blob, StepKey
 from langgraph_memstate.testing.samples import (
     ODD,
     append,

@@ -9,16 +9,9 @@ import pytest
 from langgraph_memstate.errors import CommitRaced, ConstraintError, FactRaced, FilterError
 from langgraph_memstate.facts import SESSION, Origin, decode_value
 from langgraph_memstate.filters import compile_filter
-from langgraph_memstate.storage.base import (
-    Append,
-    CheckUnchanged,
-    CheckUnique,
-    Claim,
-    Expect,
-    Forget,
-    Storage,
-    Touch,
-)
+from langgraph_memstate.storage.base import Storage
+from langgraph_memstate.storage.operations import Append, CheckUnchanged, CheckUnique, Expect, Forget, Touch
+from langgraph_memstate.storage.values import Claim
 from langgraph_memstate.testing.samples import (
     NOTES,
     NOW,

@@ -8,20 +8,19 @@ import pytest
 
 from langgraph_memstate.errors import CommitRaced
 from langgraph_memstate.facts import encode_namespace
-from langgraph_memstate.storage.base import (
+from langgraph_memstate.storage.base import Storage
+from langgraph_memstate.storage.operations import (
     Append,
-    Blob,
     Clear,
     Load,
     OutboxFailed,
     Prepare,
-    PreparedRow,
     PutEmbeddings,
     PutVectors,
     Stage,
-    Storage,
 )
 from langgraph_memstate.storage.tables import META, MOVED, TABLES, UNFINISHED, Row
+from langgraph_memstate.storage.values import Blob, PreparedRow
 from langgraph_memstate.testing.samples import (
     NOW,
     ODD,

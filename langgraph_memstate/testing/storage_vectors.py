@@ -6,27 +6,22 @@ import pytest
 
 from langgraph_memstate.errors import TransientError
 from langgraph_memstate.facts import encode_namespace
-from langgraph_memstate.storage.base import (
-    EXACT,
+from langgraph_memstate.storage.base import Reader, Storage
+from langgraph_memstate.storage.operations import (
     Append,
-    EmbeddingRow,
     Forget,
     Op,
     OutboxDone,
     OutboxFailed,
-    OutboxRow,
     Prepare,
-    PreparedRow,
     PutEmbeddings,
     PutIndexMeta,
     PutVectors,
     QueueIndex,
-    Reader,
     RebuildIndex,
     Settle,
-    Storage,
-    VectorRow,
 )
+from langgraph_memstate.storage.values import EXACT, EmbeddingRow, OutboxRow, PreparedRow, VectorRow
 from langgraph_memstate.testing.samples import NOTES, NOW, ODD, append, commit, delete, put
 
 INDEX, MODEL = "index", "model"

@@ -17,7 +17,7 @@ from langgraph_memstate.graph import pregel
 from langgraph_memstate.index import VectorIndex
 from langgraph_memstate.outbox import Outbox
 from langgraph_memstate.storage import sqlite_write
-from langgraph_memstate.storage.base import Commit, Drain, PutEmbeddings, PutVectors, Settle, Stage, Unstage
+from langgraph_memstate.storage.operations import Commit, Drain, PutEmbeddings, PutVectors, Settle, Stage, Unstage
 from langgraph_memstate.storage.sqlite import SQLiteStorage
 from langgraph_memstate.storage.sqlite_read import SQLiteReader
 

@@ -21,7 +21,8 @@ from langgraph.store.base import BaseStore, PutOp
 
 from langgraph_memstate import Fact, MemoryStore, SQLiteStorage
 from langgraph_memstate.errors import MemStateError
-from langgraph_memstate.storage.base import Blob, PutCheckpoint, PutWrites, Settle, StepKey, WriteRow
+from langgraph_memstate.storage.operations import PutCheckpoint, PutWrites, Settle
+from langgraph_memstate.storage.values import Blob, StepKey, WriteRow
 from langgraph_memstate.testing.faults import FaultyStorage
 
 TRIES = 60

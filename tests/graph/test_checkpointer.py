@@ -20,7 +20,7 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED
 
 from langgraph_memstate import Fact, MemoryStore, MemStateCheckpointer, MemStateError
 from langgraph_memstate.errors import CommitRaced, FilterError, SerializationError, StorageClosedError
-from langgraph_memstate.storage.base import Commit
+from langgraph_memstate.storage.operations import Commit
 from langgraph_memstate.storage.sqlite import SQLiteStorage
 
 Config = dict[str, Any]

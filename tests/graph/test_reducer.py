@@ -23,7 +23,7 @@ from pydantic import BaseModel, create_model, model_validator
 
 from langgraph_memstate import MemoryStore, TypedReducer
 from langgraph_memstate.errors import SchemaError
-from langgraph_memstate.storage.base import DropWrites
+from langgraph_memstate.storage.operations import DropWrites
 
 DURABILITIES = ("sync", "async", "exit")
 CONFIG: Any = {"configurable": {"thread_id": "t"}}

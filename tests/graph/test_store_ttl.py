@@ -15,7 +15,7 @@ from langgraph.store.base import GetOp, ListNamespacesOp, PutOp, SearchOp
 from langgraph_memstate import MemoryStore, MemStateStore
 from langgraph_memstate.errors import StorageClosedError
 from langgraph_memstate.facts import Draft, new_version
-from langgraph_memstate.storage.base import Append, Touch
+from langgraph_memstate.storage.operations import Append, Touch
 
 NS = ("session",)
 Age = Callable[[float], None]
