@@ -55,6 +55,13 @@ def server(postgres: Any) -> Iterator[str]:
 
 
 @pytest.fixture
+def redis(redis_server: Any) -> Iterator[str]:
+    """The URL of a memory in Redis that does not exist yet."""
+    with redis_server.memory() as name:
+        yield f"{redis_server.url}?name={name}"
+
+
+@pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migration, "_ROWS", 7)
 
@@ -78,7 +85,13 @@ def broken_at(number: int) -> Callable[[str, int, int], None]:
 # -- the same memory --------------------------------------------------------------------------------
 
 
-def test_there_and_back_every_row_is_the_same(source: Path, server: str, copy: Path, small_batches: None) -> None:
+@pytest.mark.parametrize("place", ["server", "redis"])
+def test_there_and_back_every_row_is_the_same(
+    source: Path, copy: Path, small_batches: None, place: str, request: pytest.FixtureRequest
+) -> None:
+    server = request.getfixturevalue(place)
+    with pytest.raises(MigrationError, match="no memory at the source"):
+        migrate(server, copy)
     before = rows_of(source)
     assert not [table for table in MOVED if not before[table]], "the sample should have rows in every table"
     counted = {table: len(rows) for table, rows in before.items()}
@@ -105,11 +118,9 @@ def told_by(memory: MemoryStore) -> Any:
     )
 
 
-@pytest.mark.parametrize("place", ["sqlite", "postgres"])
-def test_a_copy_answers_as_the_source_does(
-    source: Path, copy: Path, place: str, request: pytest.FixtureRequest
-) -> None:
-    url = copy if place == "sqlite" else request.getfixturevalue("server")
+@pytest.mark.parametrize("place", ["copy", "server", "redis"])
+def test_a_copy_answers_as_the_source_does(source: Path, place: str, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue(place)
     migrate(source, url)
     with MemoryStore.open(source) as original, MemoryStore.open(url) as moved:
         assert told_by(moved) == told_by(original)
