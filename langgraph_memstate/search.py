@@ -28,7 +28,7 @@ _CEILING = 5_000  # the most: beyond, a scan is no slower
 _MANY_PENDING = 1_000  # an index this far behind is not asked
 _SPARE = 10  # how many more than wanted a database is asked for: some may be vectors of one item, or not match
 _TRIES = 2  # an index that the database keeps may be built anew while it is asked
-_WIDEN = 4
+_WIDEN = 16  # times as many are looked at if too few of the nearest match: enough, if one in ten does
 
 Scored = tuple[float, Record]
 Fits = Callable[[Record], bool]
@@ -104,9 +104,10 @@ def _compare_matching(reader: Reader, matrix: VectorMatrix, query: Query, matche
     found = [
         (score, record)
         for record in reader.items(query.prefix, query.now, query.conditions)
-        if (score := matrix.score(query.vector, record.version)) is not None and matches(record)
+        if (score := matrix.score(query.vector, record.version)) is not None
     ]
-    return heapq.nlargest(query.count, found, key=_rank)
+    matching = (entry for entry in sorted(found, key=_rank, reverse=True) if matches(entry[1]))
+    return list(islice(matching, query.count))
 
 
 def _ask(
