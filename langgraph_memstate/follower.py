@@ -352,13 +352,17 @@ class Follower:
             left = self.waiting()
             if not left or (all(left.values()) and not waits):
                 return
-            if left.keys() <= seen:
-                if not (waits and any(left.values())):
+            held = {id_ for id_, is_held in left.items() if is_held}
+            free = left.keys() - held
+            if free <= seen:
+                if not (waits and held):
                     raise VectorSyncError(
                         f"{len(left)} index entries could not be applied; they stay queued and are retried"
                     )
                 time.sleep(_ASIDE)
-            seen |= left.keys()  # some may have come since, such as from texts that the thread has embedded beside us
+            # Some may have come since, such as from texts that the thread has embedded beside us; what another process
+            # held is to be tried once its lease has ended.
+            seen = (seen | free) - held
 
     def mend(
         self, index: VectorIndex, missing: Sequence[str], orphaned: Sequence[str], unembedded: Sequence[Draft]

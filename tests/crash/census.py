@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import operator
-import os
 import shutil
 import sqlite3
 import time
@@ -39,7 +38,6 @@ DURABILITIES = ("sync", "async", "exit")
 NAMESPACE = ("memories",)
 THREAD = {"configurable": {"thread_id": "t"}}
 PAUSE = 0.02  # seconds
-SERVER = "MEMSTATE_REDIS"  # where the environment names a Redis server
 
 
 class Boom(Exception):
@@ -54,8 +52,8 @@ class State(TypedDict, total=False):
 class Cell:
     """One way to run a graph.
 
-    `side`: memstate (with a `JournalHook`), chroma (memstate with Chroma), upstream, or redis (memstate on the server
-    that the environment names, killed around its round trips; "redis sql": at every statement as well).
+    `side`: memstate (with a `JournalHook`), chroma (memstate with Chroma), upstream, or redis (memstate on `server`,
+    killed around its round trips; "redis sql": at every statement as well).
     """
 
     side: str
@@ -63,6 +61,7 @@ class Cell:
     sync: bool
     durability: str
     vector_sync: Any = "atomic"
+    server: str = ""
 
     @property
     def is_on_redis(self) -> bool:
@@ -129,7 +128,7 @@ class Env:
 
 def storage_of(cell: Cell, path: Path) -> Storage:
     if cell.is_on_redis:
-        return RedisStorage(os.environ[SERVER], name=path.name, replica=path / "memory.db")
+        return RedisStorage(cell.server, name=path.name, replica=path / "memory.db")
     return SQLiteStorage(path / "memory.db")
 
 
@@ -327,7 +326,7 @@ def survey(cell: Cell, path: Path, died: bool) -> Count:
         if env.memory is not None:
             result.violations += audit(path / "memory.db", settled=True)
         if cell.is_on_redis:
-            result.violations += _differences(path)
+            result.violations += _differences(cell, path)
         if cell.side not in ("upstream", "chroma"):
             held, wanted = journal_ids(path / "index.journal"), vector_ids(path / "memory.db")
             if held != wanted:
@@ -348,9 +347,9 @@ def _disagreements(memory: MemoryStore, database: Path) -> list[str]:
     return found
 
 
-def _differences(path: Path) -> list[str]:
+def _differences(cell: Cell, path: Path) -> list[str]:
     """Whether a process that starts with nothing comes to the same rows as the file that outlived the deaths."""
-    with closing(RedisStorage(os.environ[SERVER], name=path.name)) as storage:
+    with closing(RedisStorage(cell.server, name=path.name)) as storage:
         storage.open()
         return [] if rows_of(storage._view._path) == rows_of(path / "memory.db") else ["the copies differ"]
 

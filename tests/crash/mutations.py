@@ -84,7 +84,7 @@ def _no_transaction() -> None:
 
 def _swallowed_error() -> None:
     def apply_one(
-        self: SQLiteStorage, conn: sqlite3.Connection, commit: Commit, now: float, *, alone: bool
+        self: SQLiteStorage, conn: sqlite3.Connection, commit: Commit, now: float, *, apart: bool
     ) -> BaseException | None:
         try:
             for op in commit:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from census import SERVER
+from census import Cell
 from forks import Hosts
 from test_kill_census import assert_clean, cells, census
 
-
-@pytest.fixture(scope="module")
-def redis_hosts(redis_server: Any) -> Iterator[Hosts]:
-    """Processes that know the server."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, SERVER, redis_server.url)
-        with Hosts(2) as running:
-            yield running
+Cells = Callable[[str, str], list[Cell]]
 
 
-def test_a_run_killed_around_its_round_trips(redis_hosts: Hosts, quick_path: Path) -> None:
-    assert_clean(census(redis_hosts, quick_path, cells("redis", "line"), stride=4))
+@pytest.fixture
+def on_server(redis_server: Any) -> Cells:
+    """Cells of a side and a graph, on a running server."""
+    return lambda side, graph: [replace(cell, server=redis_server.url) for cell in cells(side, graph)]
 
 
-@pytest.mark.slow
-def test_a_run_killed_at_every_round_trip(redis_hosts: Hosts, quick_path: Path) -> None:
-    assert_clean(census(redis_hosts, quick_path, [cells("redis", "line")[0], cells("redis", "fan out")[3]]))
+def test_a_run_killed_around_its_round_trips(hosts: Hosts, quick_path: Path, on_server: Cells) -> None:
+    assert_clean(census(hosts, quick_path, on_server("redis", "line"), stride=4))
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_many_statements(redis_hosts: Hosts, quick_path: Path) -> None:
-    assert_clean(census(redis_hosts, quick_path, cells("redis sql", "line"), stride=41))
+def test_a_run_killed_at_every_round_trip(hosts: Hosts, quick_path: Path, on_server: Cells) -> None:
+    assert_clean(census(hosts, quick_path, [on_server("redis", "line")[0], on_server("redis", "fan out")[3]]))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_many_statements(hosts: Hosts, quick_path: Path, on_server: Cells) -> None:
+    assert_clean(census(hosts, quick_path, on_server("redis sql", "line"), stride=41))
