@@ -32,4 +32,4 @@ def test_a_run_killed_at_every_round_trip(hosts: Hosts, quick_path: Path, on_ser
 
 @pytest.mark.slow
 def test_a_run_killed_at_many_statements(hosts: Hosts, quick_path: Path, on_server: Cells) -> None:
-    assert_clean(census(hosts, quick_path, on_server("redis sql", "line"), stride=41))
+    assert_clean(census(hosts, quick_path, on_server("redis sql", "line"), stride=29))
