@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from langgraph_memstate.errors import IndexConfigError
+
 if TYPE_CHECKING:  # numpy is imported with the first vector: a memory without an index does not wait for it
     import numpy as np
     import numpy.typing as npt
@@ -89,7 +91,7 @@ class SyncHook(ABC):
 
     def join(self, table: Any) -> None:
         """Be handed the index that the storage keeps (`IndexTable`), before `open`. Only transactional hooks are."""
-        raise NotImplementedError(f"{type(self).__name__} says that it is transactional, and joins no storage")
+        raise IndexConfigError(f"{type(self).__name__} says that it is transactional; it has to implement `join`")
 
     @abstractmethod
     def open(self, spec: IndexSpec) -> IndexState:
