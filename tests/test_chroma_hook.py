@@ -351,7 +351,7 @@ def test_our_own_settings(hook: ChromaSyncHook) -> None:
         >= {
             "space": "cosine",
             "ef_search": 200,
-            "max_neighbors": 16,
+            "max_neighbors": 32,
             "sync_threshold": 1000,
         }.items()
     )

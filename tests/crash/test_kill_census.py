@@ -55,7 +55,7 @@ def test_the_upstream_saver_and_store_do_not_agree_after_a_kill(hosts: Hosts, qu
 
 @pytest.mark.parametrize("phase", [0, 1], ids=["first run", "resume"])
 def test_a_killed_fan_out_keeps_what_finished_beside_a_failure(hosts: Hosts, quick_path: Path, phase: int) -> None:
-    assert_clean(census(hosts, quick_path, cells("memstate", "fan out"), phase, stride=9))
+    assert_clean(census(hosts, quick_path, cells("memstate", "fan out"), phase, stride=6))
 
 
 def test_a_killed_run_with_chroma(hosts: Hosts, quick_path: Path) -> None:
