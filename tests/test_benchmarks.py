@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.benchmarks.__main__ import CASES, README, main
+from tests.benchmarks.crowding import Tally
 from tests.benchmarks.headlines import HEADLINES, Pair, pairs
 from tests.benchmarks.measure import Row
 from tests.benchmarks.picture import picture
@@ -92,3 +94,9 @@ def check(case: str, rows: list[Row]) -> None:
     assert len(list(pairs(rows))) == len(wanted) or skipped
     for row in rows:
         assert "errors" not in row.notes or "SqliteSaver" in row.contender or row.notes["errors"] == "none"
+
+
+def test_a_tally_with_errors_comes_back() -> None:
+    tally = Tally([0.5])
+    tally.failed(OSError("database is locked"))
+    assert Tally(**json.loads(tally.dumped())) == tally

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -68,7 +67,7 @@ def main() -> None:
     for line in sys.stdin:
         command, *arguments = json.loads(line)
         tally = opened.open(*arguments) if command == "open" else opened.cycles(*arguments)
-        print(json.dumps(asdict(tally)), flush=True)
+        print(tally.dumped(), flush=True)
     for whose in OPENERS:
         opened.close(whose)
 

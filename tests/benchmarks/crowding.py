@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -29,6 +30,10 @@ class Tally:
 
     def failed(self, error: BaseException) -> None:
         self.errors[f"{type(error).__name__}: {error}"[:60]] += 1
+
+    def dumped(self) -> str:
+        """As JSON, of which `Tally` makes it again."""
+        return json.dumps({"seconds": self.seconds, "errors": self.errors})
 
     @property
     def shown_errors(self) -> str:
