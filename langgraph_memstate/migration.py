@@ -20,7 +20,10 @@ from langgraph_memstate.storage.tables import META, MOVED, UNFINISHED, Row
 from langgraph_memstate.urls import storage_at
 
 Progress = Callable[[str, int, int], object]
-"""Called with a table, how many rows are done, and of how many: each counts when it is copied and when verified."""
+"""Called with what is moved, how much of that is done, and of how much.
+
+A migration tells of tables and their rows, each of which counts when it is copied and when it is verified.
+"""
 
 _ROWS, _BYTES = 2_000, 4_000_000  # of one commit, at most
 
@@ -39,7 +42,7 @@ def migrate(
         MigrationError: the source has no memory, or the destination has something of its own.
         UnfinishedCopyError: the source itself is a copy that was never finished.
     """
-    report = on_progress or _silent
+    report = on_progress or silent
     with opened(source, existing=True) as (origin, origin_id), opened(destination) as (copy, copy_id):
         if origin_id == copy_id:
             raise MigrationError("source and destination are the same database; name another destination")
@@ -59,7 +62,7 @@ def migrate(
     return {table: seal.rows for table, seal in seals.items()}
 
 
-def _silent(table: str, done: int, total: int) -> None:
+def silent(what: str, done: int, total: int) -> None:
     return
 
 

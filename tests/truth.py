@@ -8,60 +8,26 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from langgraph_memstate import Fact, MemoryStore, search
+from langgraph_memstate import MemoryStore, search
 from langgraph_memstate.facts import Draft
 from langgraph_memstate.hooks.chroma import ChromaSyncHook
 from langgraph_memstate.testing.faults import FaultyHook
+from langgraph_memstate.testing.texts import (  # noqa: F401, tests take them from here
+    DIMS,
+    QUERIES,
+    Words,
+    cosine,
+    note,
+    notes,
+    vector_of,
+)
 
 ROOT = Path(__file__).parents[1]
-DIMS = 64
-QUERIES = ("green tea in the morning", "trains to berlin", "a cat on the roof")
-TOPICS = ("green tea", "black coffee", "trains to berlin", "a cat", "the roof", "morning runs")
-
-
-def vector_of(text: str) -> list[float]:
-    """Words hashed into DIMS buckets: related texts are near, and nothing is downloaded."""
-    vector = [0.0] * DIMS
-    for word in text.lower().split():
-        vector[int.from_bytes(blake2b(word.encode(), digest_size=4).digest(), "big") % DIMS] += 1.0
-    return vector
-
-
-class Words:
-    """A model that notes what it embeds, and fails while `error` is set."""
-
-    model = "words"
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.error: Exception | None = None
-
-    def __call__(self, texts: Sequence[str]) -> list[list[float]]:
-        if self.error is not None:
-            raise self.error
-        self.texts += texts
-        return [vector_of(text) for text in texts]
-
-
-def cosine(left: str, right: str) -> float:
-    a, b = np.array(vector_of(left)), np.array(vector_of(right))
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
-
-
-def note(key: str, text: str, **rest: Any) -> Fact:
-    return Fact("note", {"text": text, **rest}, id=key)
-
-
-def notes(count: int, start: int = 0) -> dict[str, str]:
-    """Texts by key, related to the queries in different degrees."""
-    return {f"n{n}": f"{TOPICS[n % len(TOPICS)]} number {n} {TOPICS[n * 7 % 5]}" for n in range(start, start + count)}
 
 
 def commit(memory: MemoryStore, texts: Mapping[str, str]) -> None:

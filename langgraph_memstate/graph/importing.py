@@ -7,7 +7,7 @@ of before is not in LangGraph's database.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
 from itertools import groupby, takewhile
@@ -26,13 +26,10 @@ from langgraph_memstate.graph.upstream import (
     metadata_of,
     upstream_at,
 )
-from langgraph_memstate.migration import claim, opened, release
+from langgraph_memstate.migration import Progress, claim, opened, release, silent
 from langgraph_memstate.storage.base import Storage
 from langgraph_memstate.storage.operations import Append, Clear, Commit, Op, PutCheckpoint, PutWrites, Touch
 from langgraph_memstate.storage.values import Blob, WriteRow
-
-Progress = Callable[[str, int, int], object]
-"""Called with what is imported (``items`` or ``checkpoints``), how many are done, and of how many."""
 
 _CHECKPOINTS, _ITEMS, _BYTES = 100, 1_000, 4_000_000  # of one commit, at most
 
@@ -57,7 +54,7 @@ def import_langgraph(
         names = " and ".join(upstream.name for upstream in upstreams)
         if claim(storage, f"an import of {names}"):
             _land(storage, (Clear(),))
-        report = on_progress or _silent
+        report = on_progress or silent
         total, done = sum(counts.values()), 0
         for upstream in upstreams:
             for number, commit in _item_commits(upstream) if "items" in upstream.counts() else ():
@@ -70,10 +67,6 @@ def import_langgraph(
         _check(storage, counts)
         release(storage)
     return counts
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    return
 
 
 def _counted(upstreams: Sequence[Upstream]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -23,14 +24,17 @@ def vector_of(text: str) -> list[float]:
 
 
 class Words:
-    """The model. `texts` notes what it was asked to embed."""
+    """The model. `texts` notes what it was asked to embed; it fails while `error` is set."""
 
     model = "words"
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.error: Exception | None = None
 
     def __call__(self, texts: Sequence[str]) -> list[list[float]]:
+        if self.error is not None:
+            raise self.error
         self.texts += texts
         return [vector_of(text) for text in texts]
 
@@ -40,8 +44,8 @@ def cosine(left: str, right: str) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def note(key: str, text: str) -> Fact:
-    return Fact("note", {"text": text}, id=key)
+def note(key: str, text: str, **rest: Any) -> Fact:
+    return Fact("note", {"text": text, **rest}, id=key)
 
 
 def notes(count: int, start: int = 0) -> dict[str, str]:
