@@ -67,7 +67,6 @@ class Scalars(NamedTuple):
 class Plain(NamedTuple):
     """A dictionary or a list."""
 
-    cls: type
     make: _Make
     has_bytes: bool
 
@@ -97,7 +96,7 @@ def template_of(items: list[Any]) -> Template | None:
         (item,) = items
         if type(item) in _MESSAGES:
             return _message(item)
-        return Plain(type(item), _maker(item), _has_bytes(item)) if _is_copyable(item, _DEEPEST) else None
+        return Plain(_maker(item), _has_bytes(item)) if _is_copyable(item, _DEEPEST) else None
     except ormsgpack.MsgpackEncodeError:
         return None
 
