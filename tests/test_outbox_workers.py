@@ -142,13 +142,11 @@ def check_equal(memory: MemoryStore, index: Path) -> None:
 
 @pytest.fixture
 def quiet(url: str, index: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryStore]:
-    """A memory that has work and applies none of it by itself."""
+    """A memory that has work and applies none of it by itself: it has no thread to do so."""
+    monkeypatch.setattr(follower.Follower, "_start", lambda self: None)
     with opened(url, index) as memory:
-        memory.flush()
-        with monkeypatch.context() as patch:
-            patch.setattr(follower.Follower, "replay", lambda self: False)
-            commit(memory, notes(5))
-            yield memory
+        commit(memory, notes(5))
+        yield memory
 
 
 @pytest.fixture
