@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,8 +20,11 @@ if TYPE_CHECKING:  # not every platform has both
     from multiprocessing.context import ForkServerContext, SpawnContext
 
 Progress = Callable[[SideName, Story], None]
-_KILLED = (-9 if sys.platform != "win32" else 15, 255)
-"""How a killed process ends. 255 is `multiprocessing`'s own: it has not heard how; a failure would have been 1."""
+_KILLED = -9 if sys.platform != "win32" else 15  # how a killed process ends
+_turn = threading.Lock()
+"""Held while a process is started or awaited. Starting one asks after every other; of two threads that ask after the
+same one at a time `multiprocessing` tells only one how it ended, and the other 255.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +98,16 @@ def _process(
     receiver, sender = context.Pipe(duplex=False)
     with receiver:
         process = context.Process(target=play, args=(name, directory, story.turns, first, sender))
-        process.start()
+        with _turn:
+            process.start()
         sender.close()
         try:
             outcome: Outcome | None = receiver.recv()
         except EOFError:
             outcome = None
-        process.join()
-    killed = process.exitcode in _KILLED
+        with _turn:
+            process.join()
+    killed = process.exitcode == _KILLED
     to_be_killed = any(turn.kills for turn in story.turns[first:])
     if killed != to_be_killed or (outcome is None) != killed:
         raise MemStateError(f"{name}, {story.title}: a process ended unexpectedly, with status {process.exitcode}")
