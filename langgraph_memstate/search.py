@@ -28,7 +28,8 @@ _CEILING = 5_000  # the most: beyond, a scan is no slower
 _MANY_PENDING = 1_000  # an index this far behind is not asked
 _SPARE = 10  # how many more than wanted a database is asked for: some may be vectors of one item, or not match
 _TRIES = 2  # an index that the database keeps may be built anew while it is asked
-_WIDEN = 16  # times as many are looked at if too few of the nearest match: enough, if one in ten does
+_WIDEN = 16  # times as many are looked at if none of the nearest will do; if some do, as many as it may take, twice
+_SCANNED = 10  # items that a database compares with a filter while one is read
 
 Scored = tuple[float, Record]
 Fits = Callable[[Record], bool]
@@ -87,16 +88,17 @@ def _compare(reader: Reader, matrix: VectorMatrix | None, index: VectorIndex, qu
     """Compare every candidate with the query; records are read for those that may be among the nearest alone."""
     if matrix is None:
         return _scan(reader, index, query)
-    wanted, matches = query.count, query.matches
+    wanted, found, seen = query.count, list[Scored](), set[str]()
     while True:
         scores, are_all = matrix.nearest(query.vector, query.prefix, wanted)
-        records = reader.records(list(scores), query.now)
-        found = [(scores[one.version], one) for one in records if matches is None or matches(one)]
+        fresh = reader.records([version for version in scores if version not in seen], query.now)
+        found += [(scores[one.version], one) for one in fresh if query.matches is None or query.matches(one)]
         if len(found) >= query.count or are_all:
             return heapq.nlargest(query.count, found, key=_rank)
-        if matches is not None and wanted > query.count:
-            return _compare_matching(reader, matrix, query, matches)
-        wanted *= _WIDEN
+        seen.update(scores)
+        wanted *= _WIDEN if not found else max(2, 2 * query.count // len(found))
+        if query.matches is not None and wanted * _SCANNED > matrix.count(query.prefix):
+            return _compare_matching(reader, matrix, query, query.matches)
 
 
 def _compare_matching(reader: Reader, matrix: VectorMatrix, query: Query, matches: Fits) -> list[Scored]:
