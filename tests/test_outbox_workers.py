@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import random
 import signal
@@ -12,13 +13,16 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import pytest
+from langchain_core.runnables import RunnableConfig
+from langgraph.graph import START, StateGraph
 
 sys.path.insert(0, str(Path(__file__).parent))
 from truth import DIMS, ROOT, Words, command, commit, notes
@@ -260,7 +264,7 @@ def test_what_a_commit_has_prepared_is_left_to_it(
 
 # -- workers that die -------------------------------------------------------------------------------
 
-WORK = """
+SETUP = """
 import random
 from langgraph_memstate import follower
 import test_outbox_workers as shared
@@ -268,6 +272,10 @@ follower._LEASE = 0.7
 url, index, who = sys.argv[1], sys.argv[2], sys.argv[3]
 memory = shared.opened(url, Path(index), pause=0.01)
 print("ready", flush=True)
+"""
+WORK = (
+    SETUP
+    + """
 number = 0
 while not Path(index + ".over").exists():
     keys = [f"shared{random.randrange(12)}", f"{who}-{number}"]
@@ -278,42 +286,100 @@ while not Path(index + ".over").exists():
     time.sleep(0.05)
 memory.close()
 """
+)
+FOLLOW = (
+    SETUP
+    + """
+while not Path(index + ".over").exists():
+    time.sleep(0.05)
+memory.close()
+"""
+)
+RUN = (
+    SETUP
+    + """
+while not Path(index + ".go").exists():
+    time.sleep(0.01)
+shared.run_graphs(memory, who)
+memory.close()
+"""
+)
+THREADS, TURNS, NODES = 8, 8, 2
+
+
+class Talk(TypedDict):
+    said: Annotated[list[str], operator.add]
+
+
+def run_graphs(memory: MemoryStore, who: str) -> None:
+    """Talk in several threads at a time; every node remembers what it says."""
+
+    def say(state: Talk, config: RunnableConfig) -> Talk:
+        thread, number = config["configurable"]["thread_id"], len(state["said"])
+        memory.store.put(("note", who, thread), str(number), {"text": f"{thread} said {number}"})
+        return {"said": [f"{thread} said {number}"]}
+
+    builder = StateGraph(Talk).add_sequence([(f"say{number}", say) for number in range(NODES)])
+    builder.add_edge(START, "say0")
+    graph = builder.compile(checkpointer=memory.checkpointer, store=memory.store)
+
+    def talk(number: int) -> None:
+        for _ in range(TURNS):
+            graph.invoke({"said": []}, {"configurable": {"thread_id": f"{who}-{number}"}})
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(talk, range(THREADS)))
+
+
+class Processes:
+    """Processes that say when they are ready."""
+
+    def __init__(self, url: str, index: Path) -> None:
+        self._url = url
+        self._index = index
+        self._all: list[subprocess.Popen[str]] = []
+
+    def start(self, script: str) -> subprocess.Popen[str]:
+        arguments = command(script, self._url, self._index, f"w{len(self._all)}")
+        process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self._all.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def replace_one(self, workers: list[subprocess.Popen[str]], script: str, dice: random.Random) -> None:
+        """Kill one of these, and start another in its place."""
+        victim = workers.pop(dice.randrange(len(workers)))
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        workers.append(self.start(script))
+
+    def end(self) -> None:
+        for process in self._all:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+@pytest.fixture
+def processes(url: str, index: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
+    opened(url, index).close()
+    monkeypatch.setattr(follower, "_LEASE", 0.7)
+    started = Processes(url, index)
+    yield started
+    started.end()
 
 
 @pytest.mark.slow
-def test_three_workers_of_which_one_is_killed_every_second(
-    url: str, index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened(url, index).close()
+def test_three_workers_of_which_one_is_killed_every_second(processes: Processes, url: str, index: Path) -> None:
     dice = random.Random(5)
-    workers: list[subprocess.Popen[str]] = []
-
-    def start() -> None:
-        process = subprocess.Popen(
-            command(WORK, url, index, f"w{len(workers)}"), cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        workers.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-
-    try:
-        for _ in range(3):
-            start()
-        for _ in range(4):
-            time.sleep(1.0)
-            victim = dice.choice([worker for worker in workers if worker.poll() is None])
-            victim.send_signal(signal.SIGKILL)
-            victim.wait()
-            start()
-        Path(f"{index}.over").touch()
-        assert [worker.wait(60) for worker in workers].count(0) == 3
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-            assert worker.stdout is not None
-            worker.stdout.close()
-    monkeypatch.setattr(follower, "_LEASE", 0.7)
+    workers = [processes.start(WORK) for _ in range(3)]
+    for _ in range(4):
+        time.sleep(1.0)
+        processes.replace_one(workers, WORK, dice)
+    Path(f"{index}.over").touch()
+    assert [worker.wait(60) for worker in workers] == [0, 0, 0]
     with opened(url, index) as memory:
         memory.flush()
         check_equal(memory, index)
@@ -321,6 +387,39 @@ def test_three_workers_of_which_one_is_killed_every_second(
         assert len(facts) > 50
         assert len({fact.id for fact in facts}) == len(facts)
     _check_turns(SharedHook(index)._rows("SELECT pid, began, ended, ids FROM calls ORDER BY began"), 7)
+
+
+@pytest.mark.slow
+def test_graphs_of_four_processes_beside_workers_that_are_killed(processes: Processes, url: str, index: Path) -> None:
+    dice = random.Random(7)
+    workers = [processes.start(FOLLOW) for _ in range(3)]
+    running = [processes.start(RUN) for _ in range(4)]
+    Path(f"{index}.go").touch()
+    killed = 0
+    while any(process.poll() is None for process in running):
+        time.sleep(1.0)
+        processes.replace_one(workers, FOLLOW, dice)
+        killed += 1
+    Path(f"{index}.over").touch()
+    assert [process.wait(60) for process in (*running, *workers)] == [0] * 7
+    assert killed > 1
+    with opened(url, index) as memory:
+        memory.flush()
+        check_equal(memory, index)
+        said = {
+            f"w{who}-{number}": [f"w{who}-{number} said {n}" for n in range(TURNS * NODES)]
+            for who in range(3, 7)
+            for number in range(THREADS)
+        }
+        facts = memory.store.search(("note",), limit=100_000)
+        assert sorted(fact.value["text"] for fact in facts) == sorted(chain.from_iterable(said.values()))
+        with memory.storage.snapshot() as reader:
+            assert len(list(reader.log(prefix=("note",)))) == len(facts)
+        for thread_id, texts in said.items():
+            found = memory.checkpointer.get_tuple({"configurable": {"thread_id": thread_id}})
+            assert found is not None
+            assert found.checkpoint["channel_values"]["said"] == texts
+    _check_turns(SharedHook(index)._rows("SELECT pid, began, ended, ids FROM calls ORDER BY began"), 5)
 
 
 def _check_turns(calls: Sequence[tuple[int, float, float | None, str]], workers: int) -> None:
