@@ -11,8 +11,9 @@ import zlib
 
 from langgraph_memstate.errors import CorruptRowError
 
-_PLAIN, _DEFLATED = b"\x00", b"\x01"
+_PLAIN, _DEFLATED, _BARE = b"\x00", b"\x01", b"\x02"
 _WORTHWHILE = 48  # bytes; what is shorter is stored as it is
+_SHORT = 2048  # bytes of an element; from there on, codes of its own pay
 _LARGEST = 1_000_000_000  # bytes; SQLite holds no longer value, so nothing longer was packed
 
 # Used often comes last: the nearer the end, the shorter the reference.
@@ -52,8 +53,21 @@ def packed(content: bytes) -> bytes:
     return _PLAIN + content
 
 
+def packed_element(content: bytes) -> bytes:
+    """How an element of a list is stored: a list has many, and whoever reads it checks their digests.
+
+    Short ones are deflated with the codes that are fixed (RFC 1951, 3.2.6), and have no checksum: they take a tenth
+    more bytes, and half the time to inflate.
+    """
+    if _WORTHWHILE <= len(content) < _SHORT:
+        deflate = zlib.compressobj(level=6, wbits=-zlib.MAX_WBITS, strategy=zlib.Z_FIXED, zdict=_NAMES)
+        shorter = deflate.compress(content) + deflate.flush()
+        return _BARE + shorter if len(shorter) < len(content) else _PLAIN + content
+    return packed(content)
+
+
 def unpacked(stored: object) -> bytes:
-    """What `packed` was given.
+    """What `packed` or `packed_element` was given.
 
     Raises:
         CorruptRowError: these bytes are not of our making, or damaged where that shows.
@@ -63,9 +77,12 @@ def unpacked(stored: object) -> bytes:
     mark = stored[:1]
     if mark == _PLAIN:
         return stored[1:]
-    if mark != _DEFLATED:
+    if mark == _BARE:
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS, _NAMES)
+    elif mark == _DEFLATED:
+        inflate = zlib.decompressobj(zdict=_NAMES)
+    else:
         raise CorruptRowError(f"a value is packed in a way that this release does not know ({stored[0]})")
-    inflate = zlib.decompressobj(zdict=_NAMES)
     try:
         content = inflate.decompress(stored[1:], _LARGEST)
     except zlib.error as error:

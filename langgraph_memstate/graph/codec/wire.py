@@ -6,8 +6,8 @@ import re
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import ormsgpack
 from langgraph.checkpoint.serde.event_hooks import emit_serde_event
@@ -35,6 +35,7 @@ from langgraph_memstate.graph.codec.shapes import (
     key_of,
 )
 from langgraph_memstate.graph.codec.values import FIXED_CLASSES
+from langgraph_memstate.graph.slices import packed_array
 
 try:
     from langgraph.checkpoint.serde.types import _DeltaSnapshot
@@ -242,6 +243,20 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
 # --- Reading ------------------------------------------------------------------------------------------------
 
 _METHOD = ("datetime", "datetime", "fromisoformat")  # the only one a row may name
+_ONE = 0x91  # begins an array of one item
+_TYPED = {0xC7: 1, 0xC8: 2, 0xC9: 4}  # begins a typed value -> bytes of its length, which the code follows
+
+
+def _is_typed(content: bytes) -> bool:
+    """Whether a packed value is an array of one typed value, and of nothing else."""
+    width = _TYPED.get(content[1], 0) if len(content) > 2 and content[0] == _ONE else 0
+    return bool(width) and len(content) == 3 + width + int.from_bytes(content[2 : 2 + width], "big")
+
+
+def _typed(content: bytes) -> tuple[int, bytes]:
+    """The extension code and the payload of the only item of such an array."""
+    start = 3 + _TYPED[content[1]]
+    return content[start - 1], content[start:]
 
 
 class Reader:
@@ -258,14 +273,39 @@ class Reader:
 
     def value(self, data: bytes | bytearray | memoryview) -> Any:
         try:
-            return ormsgpack.unpackb(data, ext_hook=self.extension, option=ormsgpack.OPT_NON_STR_KEYS)
+            return self._unpacked(data)
         except Exception as exc:
-            error = self.error or exc
-            if isinstance(error, MemStateError) or not isinstance(error, Exception):
-                raise error from error.__cause__
-            if isinstance(error, RecursionError):
-                raise DeserializationError("A row nests too deeply to be read from here.") from error
-            raise CorruptRowError(f"A row is not what a writer of ours stores: {error}.") from error
+            self._explain(exc)
+
+    def values(self, contents: Sequence[bytes]) -> list[Any]:
+        """Many values, such as the elements of a list, by few calls, and each type is looked up once."""
+        try:
+            if not all(map(_is_typed, contents)):
+                return self._together(contents)
+            coded = [_typed(content) for content in contents]
+            self.depth += 1
+            rows = self._together([payload for _, payload in coded])
+            self.depth -= 1
+            return [[self._made_again(code, row)] for (code, _), row in zip(coded, rows, strict=True)]
+        except Exception as exc:
+            self._explain(exc)
+
+    def _together(self, contents: Sequence[bytes]) -> list[Any]:
+        values: list[Any] = self._unpacked(packed_array(contents))
+        if len(values) != len(contents):
+            raise CorruptRowError("A row holds more than one value.")
+        return values
+
+    def _unpacked(self, data: bytes | bytearray | memoryview) -> Any:
+        return ormsgpack.unpackb(data, ext_hook=self.extension, option=ormsgpack.OPT_NON_STR_KEYS)
+
+    def _explain(self, exc: Exception) -> NoReturn:
+        error = self.error or exc
+        if isinstance(error, MemStateError) or not isinstance(error, Exception):
+            raise error from error.__cause__
+        if isinstance(error, RecursionError):
+            raise DeserializationError("A row nests too deeply to be read from here.") from error
+        raise CorruptRowError(f"A row is not what a writer of ours stores: {error}.") from error
 
     def extension(self, code: int, data: bytes) -> Any:
         self.depth += 1
@@ -276,8 +316,7 @@ class Reader:
                 self.open += opened
                 if self.depth > MAX_TYPED_DEPTH or self.open > MAX_OPEN_CONTAINERS:
                     raise CorruptRowError("A row nests deeper than any value that is stored.")
-            row = ormsgpack.unpackb(data, ext_hook=self.extension, option=ormsgpack.OPT_NON_STR_KEYS)
-            return self.made(code, row)
+            return self.made(code, self._unpacked(data))
         except BaseException as exc:
             if self.error is None:
                 self.error = exc
@@ -306,6 +345,15 @@ class Reader:
             self.allow(key)
             shape = self.shapes[key] = loaded_shape(key)
         return load(shape, key, code, row)
+
+    def _made_again(self, code: int, row: Any) -> Any:
+        """The same, faster for a type that was met before."""
+        if code == PYDANTIC_V2 and type(row) is list and len(row) > 2:
+            key = (row[0], row[1])
+            shape = self.shapes.get(key)
+            if shape is not None:
+                return load(shape, key, code, row)
+        return self.made(code, row)
 
 
 class AsStored(Reader):
