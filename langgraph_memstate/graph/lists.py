@@ -10,9 +10,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -34,7 +35,7 @@ from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.values import Blob, ListValue, StoredList
 
 _RUN = 256  # bytes of atoms that make one element; anything else is an element of its own
-_OF_ONE = packed_array((b"",))  # begins an array of one item
+_SINGLE = frozenset(packed_array([first]) for first in map(bytes, zip(range(256))) if not is_atom(first))
 _MANY = 64  # objects, from which on it pays to pause the garbage collection
 CACHE_BYTES = 64 * 1024 * 1024  # of serialised elements, each counted with every cached version that has it
 
@@ -148,7 +149,10 @@ class ListVersion:
 
     def _items(self, serde: SerializerProtocol) -> list[Any]:
         blobs = [element.blob for element in self.elements]  # first: it goes when there is a template
-        decoded = iter(_decoded_all(serde, [blob for blob in blobs if blob is not None]))
+        runs = _decoded_all(serde, [blob for blob in blobs if blob is not None])
+        if len(runs) == len(blobs):
+            return list(chain.from_iterable(runs))
+        decoded = iter(runs)
         items: list[Any] = []
         for element, blob in zip(self.elements, blobs, strict=True):
             template = element.template
@@ -181,16 +185,16 @@ def _outlined(outline: Outline, elements: Sequence[Element]) -> Outline | None:
 
 def _decoded_all(serde: SerializerProtocol, blobs: Sequence[Blob]) -> list[list[Any]]:
     """Many runs: with our own serializer by few calls."""
-    if type(serde) is MemStateSerializer and all(blob.type == "msgpack" for blob in blobs):
-        return list(map(_run_of, serde.loads_all([blob.data for blob in blobs])))
+    if type(serde) is MemStateSerializer and {blob.type for blob in blobs} == {"msgpack"}:
+        runs = serde.loads_all([blob.data for blob in blobs])
+        return runs if set(map(type, runs)) == {list} else list(map(_run_of, runs))
     return [_run_of(serde.loads_typed(blob)) for blob in blobs]
 
 
-def _is_single(serde: SerializerProtocol, blob: Blob) -> bool:
-    """Whether a run surely is one item and no atom, which shows before it is decoded."""
-    if type(serde) is not MemStateSerializer or blob.type != "msgpack" or not blob.data.startswith(_OF_ONE):
-        return False
-    return len(blob.data) > 1 and not is_atom(blob.data[1:2])
+def _is_single(blob: Blob) -> bool:
+    """Whether a run of our own serializer surely is one item and no atom, which shows before it is decoded."""
+    type_, data = blob
+    return type_ == "msgpack" and data[:2] in _SINGLE
 
 
 def _run_of(decoded: Any) -> list[Any]:
@@ -207,6 +211,7 @@ class Lists:
         self._held = 0
         self._versions: OrderedDict[tuple[str, str], ListVersion] = OrderedDict()
         self._elements: WeakValueDictionary[bytes, Element] = WeakValueDictionary()
+        self._unlisted: deque[Element] = deque()  # read, and entered when an element is looked for
         self._lock = threading.Lock()
 
     def recall(self, thread_id: str, value_id: str) -> ListVersion | None:
@@ -283,14 +288,18 @@ class Lists:
         blob = Blob(*serde.dumps_typed(run))
         digest = _digest(blob)
         fresh[digest] = blob
-        known = self._elements.get(digest)
+        known = self._known(digest)
         if known is not None:
             return known
-        return self._know(Element(digest, blob, len(run), _template(serde, run, blob), _is_open(run)))
-
-    def _know(self, element: Element) -> Element:
-        self._elements[element.digest] = element
+        element = self._elements[digest] = Element(digest, blob, len(run), _template(serde, run, blob), _is_open(run))
         return element
+
+    def _known(self, digest: bytes) -> Element | None:
+        while self._unlisted:
+            with suppress(IndexError):  # another thread was faster
+                element = self._unlisted.popleft()
+                self._elements.setdefault(element.digest, element)
+        return self._elements.get(digest)
 
     # -- reading ------------------------------------------------------------------------------------
 
@@ -352,7 +361,7 @@ class Lists:
         missing = list(ids)
         if self._has_seen(reader, thread_id, ids[:1]):  # as a rule then more of them, or none
             digests = reader.digests(thread_id, ids)
-            known = {id_: self._elements.get(digest) for id_, digest in digests.items()}
+            known = {id_: self._known(digest) for id_, digest in digests.items()}
             seen.update({id_: element for id_, element in known.items() if element is not None})
             missing = [id_ for id_ in ids if id_ not in seen]
         with gc_paused():
@@ -361,19 +370,22 @@ class Lists:
             raise CorruptRowError("a list lost an element")
 
     def _has_seen(self, reader: Reader, thread_id: str, ids: Sequence[int]) -> bool:
-        return any(digest in self._elements for digest in reader.digests(thread_id, ids).values())
+        if not self._elements and not self._unlisted:
+            return False
+        return any(self._known(digest) for digest in reader.digests(thread_id, ids).values())
 
     def _read(self, serde: SerializerProtocol, blobs: Mapping[int, Blob], seen: dict[int, Element]) -> None:
         """Make elements of stored ones. That they are what was written shows in the list: its id is made of digests."""
+        is_ours = type(serde) is MemStateSerializer
         whole: dict[int, Blob] = {}
         for id_, blob in blobs.items():
-            if _is_single(serde, blob):
-                digest = _digest(blob)
-                seen[id_] = self._elements.get(digest) or self._know(Element(digest, blob, 1, None, False, True))
+            if is_ours and _is_single(blob):
+                seen[id_] = Element(_digest(blob), blob, 1, None, is_open=False, is_cold=True)
             else:
                 whole[id_] = blob
         for (id_, blob), run in zip(whole.items(), _decoded_all(serde, list(whole.values())), strict=True):
-            seen[id_] = self._know(Element(_digest(blob), blob, len(run), template_of(run), _is_open(run)))
+            seen[id_] = Element(_digest(blob), blob, len(run), template_of(run), _is_open(run))
+        self._unlisted.extend(seen[id_] for id_ in blobs)
 
 
 def version_of(kind: str, before: ListVersion | None, kept: int, blobs: Sequence[Blob]) -> ListVersion:
@@ -401,7 +413,7 @@ def _template(serde: SerializerProtocol, run: list[Any], blob: Blob) -> Template
 
 
 def _digest(blob: Blob) -> bytes:
-    return _hash(blob.type.encode() + b"\0" + blob.data).digest()
+    return _hash(b"%b\0%b" % (blob.type.encode(), blob.data)).digest()
 
 
 def _common(old: Sequence[Element], elements: Sequence[Element]) -> int:

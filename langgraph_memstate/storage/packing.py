@@ -74,9 +74,9 @@ def unpacked(stored: object) -> bytes:
     """
     if not isinstance(stored, bytes) or not stored:
         raise CorruptRowError(f"a value is stored as {type(stored).__name__}, which is no packed value")
-    mark = stored[:1]
+    mark, content = stored[:1], stored[1:]
     if mark == _PLAIN:
-        return stored[1:]
+        return content
     if mark == _BARE:
         inflate = zlib.decompressobj(-zlib.MAX_WBITS, _NAMES)
     elif mark == _DEFLATED:
@@ -84,7 +84,7 @@ def unpacked(stored: object) -> bytes:
     else:
         raise CorruptRowError(f"a value is packed in a way that this release does not know ({stored[0]})")
     try:
-        content = inflate.decompress(stored[1:], _LARGEST)
+        content = inflate.decompress(content, _LARGEST)
     except zlib.error as error:
         raise CorruptRowError(f"a compressed value is damaged: {error}") from error
     if not inflate.eof or inflate.unused_data:

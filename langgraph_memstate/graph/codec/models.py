@@ -43,7 +43,7 @@ from langgraph_memstate.graph.codec.values import BASES, FIXED, ValueShape
 
 _ABSENT: Row = [None] * 6
 
-# What every model keeps its state in. Set directly: nothing that a class defines can step in, and it is the fastest way.
+# What every model keeps its state in. Set directly: nothing that a class defines can step in, and it is fastest.
 _new = object.__new__
 _slots = class_names(BaseModel)
 _set_fields: Callable[[Any, Any], None] = _slots["__dict__"].__set__

@@ -243,20 +243,22 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
 # --- Reading ------------------------------------------------------------------------------------------------
 
 _METHOD = ("datetime", "datetime", "fromisoformat")  # the only one a row may name
-_ONE = 0x91  # begins an array of one item
-_TYPED = {0xC7: 1, 0xC8: 2, 0xC9: 4}  # begins a typed value -> bytes of its length, which the code follows
+_TYPED = {b"\x91\xc7": 1, b"\x91\xc8": 2, b"\x91\xc9": 4}  # begins one in an array -> bytes of the length that follows
 
 
-def _is_typed(content: bytes) -> bool:
-    """Whether a packed value is an array of one typed value, and of nothing else."""
-    width = _TYPED.get(content[1], 0) if len(content) > 2 and content[0] == _ONE else 0
-    return bool(width) and len(content) == 3 + width + int.from_bytes(content[2 : 2 + width], "big")
-
-
-def _typed(content: bytes) -> tuple[int, bytes]:
-    """The extension code and the payload of the only item of such an array."""
-    start = 3 + _TYPED[content[1]]
-    return content[start - 1], content[start:]
+def _all_typed(contents: Sequence[bytes]) -> tuple[list[int], list[bytes]] | None:
+    """The extension codes and payloads, if each packed value is an array of one typed value and of nothing else."""
+    codes, payloads = [], []
+    for content in contents:
+        width = _TYPED.get(content[:2])
+        if width is None or len(content) < 3 + width:
+            return None
+        start = 3 + width
+        if int.from_bytes(content[2 : start - 1], "big") != len(content) - start:
+            return None
+        codes.append(content[start - 1])
+        payloads.append(content[start:])
+    return codes, payloads
 
 
 class Reader:
@@ -280,13 +282,14 @@ class Reader:
     def values(self, contents: Sequence[bytes]) -> list[Any]:
         """Many values, such as the elements of a list, by few calls, and each type is looked up once."""
         try:
-            if not all(map(_is_typed, contents)):
+            coded = _all_typed(contents)
+            if coded is None:
                 return self._together(contents)
-            coded = [_typed(content) for content in contents]
+            codes, payloads = coded
             self.depth += 1
-            rows = self._together([payload for _, payload in coded])
+            rows = self._together(payloads)
             self.depth -= 1
-            return [[self._made_again(code, row)] for (code, _), row in zip(coded, rows, strict=True)]
+            return [[made] for made in map(self._made_again, codes, rows)]
         except Exception as exc:
             self._explain(exc)
 
