@@ -11,7 +11,7 @@ from typing import Any
 
 from langgraph_memstate.errors import CommitRaced, CorruptRowError
 from langgraph_memstate.storage.operations import PutCheckpoint
-from langgraph_memstate.storage.packing import packed, packed_element, unpacked
+from langgraph_memstate.storage.packing import packed, unpacked
 from langgraph_memstate.storage.postgres_link import Connection, Cursor, run, run_rows
 from langgraph_memstate.storage.rows import dump_ids, flattened, list_chain, load_ids
 from langgraph_memstate.storage.values import AncestorWrite, Blob, StepKey, StoredList, StoredWrite
@@ -105,7 +105,7 @@ def _put_lists(conn: Connection, op: PutCheckpoint, known: dict[str, int], held:
         "INSERT INTO elements (thread_id, digest, type, data) SELECT %(thread)s, * FROM {rows} AS fresh "
         "RETURNING digest, id",
         "bytea text bytea",
-        [(digest, op.elements[digest].type, packed_element(op.elements[digest].data)) for digest in missing],
+        [(digest, op.elements[digest].type, packed(op.elements[digest].data)) for digest in missing],
         thread=op.step.thread_id,
     )
     if inserted is not None:

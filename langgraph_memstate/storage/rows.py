@@ -10,7 +10,7 @@ from typing import Any
 
 from langgraph_memstate.errors import CommitRaced, CorruptRowError
 from langgraph_memstate.facts import IndexPaths, LogEntry, Record, decode_namespace, decode_value
-from langgraph_memstate.storage.packing import packed, packed_element, unpacked
+from langgraph_memstate.storage.packing import packed, unpacked
 from langgraph_memstate.storage.tables import TABLES, Row, Table
 from langgraph_memstate.storage.values import ScoredRow, StoredList
 
@@ -127,9 +127,7 @@ def _converted(table: str, packing: Callable[[Any], Any], listing: Callable[[Any
 
 
 _DUMPED = {table: _converted(table, unpacked, _dump_elements) for table in TABLES}
-_LOADED = {
-    table: _converted(table, packed_element if table == "elements" else packed, _load_elements) for table in TABLES
-}
+_LOADED = {table: _converted(table, packed, _load_elements) for table in TABLES}
 
 
 def as_moved(table: str, row: Row) -> Row:

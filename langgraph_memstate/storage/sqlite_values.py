@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from langgraph_memstate.errors import CommitRaced, CorruptRowError
 from langgraph_memstate.storage.operations import PutCheckpoint
-from langgraph_memstate.storage.packing import packed, packed_element, unpacked
+from langgraph_memstate.storage.packing import packed, unpacked
 from langgraph_memstate.storage.rows import dump_ids, flattened, list_chain, load_ids
 from langgraph_memstate.storage.values import AncestorWrite, Blob, ListValue, StepKey, StoredList, StoredWrite
 
@@ -102,7 +102,7 @@ def _element_id(conn: sqlite3.Connection, thread_id: str, digest: bytes, fresh: 
     blob = fresh[digest]
     inserted = conn.execute(
         "INSERT INTO elements (thread_id, digest, type, data) VALUES (?, ?, ?, ?)",
-        (thread_id, digest, blob.type, packed_element(blob.data)),
+        (thread_id, digest, blob.type, packed(blob.data)),
     ).lastrowid
     assert inserted is not None
     return inserted

@@ -46,7 +46,7 @@ from langgraph_memstate.graph.templates import (
     is_same,
     template_of,
 )
-from langgraph_memstate.storage.packing import packed, packed_element, unpacked
+from langgraph_memstate.storage.packing import packed, unpacked
 from langgraph_memstate.storage.rows import load_ids
 from tests.crash.audit import audit
 
@@ -279,9 +279,8 @@ def test_deep_values_are_copied_by_decoding_only() -> None:
 
 @given(st.one_of(st.binary(max_size=200), st.binary(max_size=4).map(lambda part: part * 100)))
 def test_packing_gives_back_what_it_was_given(content: bytes) -> None:
-    for pack in (packed, packed_element):
-        assert unpacked(pack(content)) == content
-        assert len(pack(content)) <= len(content) + 1
+    assert unpacked(packed(content)) == content
+    assert len(packed(content)) <= len(content) + 1
 
 
 def test_damaged_packing_is_refused() -> None:
