@@ -29,7 +29,7 @@ _TRAINED = zstandard.ZstdCompressionDict(
 )
 _TRAINED.precompute_compress(level=_LEVEL)
 
-# Of deflated rows (RFC 1950, FDICT), which are still read. Used often comes last: the nearer the end, the shorter the reference.
+# Of deflated rows (RFC 1950, FDICT), which are still read.
 _NAMES = (
     b"\xaahide_input\xabfinish_reason\xa4stop\xaamodel_name\xabtoken_usage\xb1completion_tokens\xadprompt_tokens"
     b"\xacinput_tokens\xadoutput_tokens\xactotal_tokens\xb3input_token_details\xb4output_token_details\xaacache_read"
