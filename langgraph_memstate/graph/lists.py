@@ -167,12 +167,11 @@ class ListVersion:
         cold = [(element, blob) for element in self.elements if element.is_cold and (blob := element.blob) is not None]
         if cold:
             with gc_paused():
-                runs = _decoded_all(serde, [blob for _, blob in cold])
-                for (element, _), run in zip(cold, runs, strict=True):
-                    element.template = template_of(run)
-                    element.is_cold = False
-                    if element.template is not None:
-                        element.blob = None
+                templates = _templates(serde, [blob for _, blob in cold])
+            for (element, _), template in zip(cold, templates, strict=True):
+                element.is_cold = False
+                if template is not None:
+                    element.template, element.blob = template, None  # in this order: readers take the blob first
 
 
 def _outlined(outline: Outline, elements: Sequence[Element]) -> Outline | None:
@@ -195,6 +194,14 @@ def _is_single(blob: Blob) -> bool:
     """Whether a run of our own serializer surely is one item and no atom, which shows before it is decoded."""
     type_, data = blob
     return type_ == "msgpack" and data[:2] in _SINGLE
+
+
+def _templates(serde: SerializerProtocol, blobs: Sequence[Blob]) -> list[Template | None]:
+    """Templates of what decoding gives; None where there is none, or where this serializer refuses to decode."""
+    try:
+        return list(map(template_of, _decoded_all(serde, blobs)))
+    except Exception:  # whoever reads it is told
+        return [None] if len(blobs) == 1 else [template for blob in blobs for template in _templates(serde, [blob])]
 
 
 def _run_of(decoded: Any) -> list[Any]:
