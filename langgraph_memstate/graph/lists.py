@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
@@ -420,7 +420,15 @@ def _template(serde: SerializerProtocol, run: list[Any], blob: Blob) -> Template
 
 
 def _digest(blob: Blob) -> bytes:
-    return _hash(b"%b\0%b" % (blob.type.encode(), blob.data)).digest()
+    type_, data = blob
+    hash = _hash_of(type_).copy()
+    hash.update(data)
+    return hash.digest()
+
+
+@lru_cache(maxsize=16)
+def _hash_of(type_: str) -> blake2b:
+    return _hash(type_.encode() + b"\0")
 
 
 def _common(old: Sequence[Element], elements: Sequence[Element]) -> int:

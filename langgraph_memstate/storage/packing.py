@@ -88,21 +88,18 @@ def unpacked(stored: object) -> bytes:
         raise CorruptRowError(f"a value is stored as {type(stored).__name__}, which is no packed value")
     mark, content = stored[:1], stored[1:]
     if mark == _ZSTD:
-        return _decompressed(_MAGIC + content)
+        frame = _MAGIC + content
+        try:
+            if 0 <= zstandard.frame_content_size(frame) <= _LARGEST:
+                return _contexts.decompressor.decompress(frame, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise CorruptRowError(f"a compressed value is damaged: {error}") from error
+        raise CorruptRowError("a compressed value does not say how long it is, or is too long")
     if mark == _PLAIN:
         return content
     if mark == _DEFLATED:
         return _inflated(content)
     raise CorruptRowError(f"a value is packed in a way that this release does not know ({stored[0]})")
-
-
-def _decompressed(frame: bytes) -> bytes:
-    try:
-        if not 0 <= zstandard.frame_content_size(frame) <= _LARGEST:
-            raise CorruptRowError("a compressed value does not say how long it is, or is too long")
-        return _contexts.decompressor.decompress(frame, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise CorruptRowError(f"a compressed value is damaged: {error}") from error
 
 
 def _inflated(deflated: bytes) -> bytes:
