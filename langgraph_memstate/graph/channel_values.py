@@ -45,8 +45,12 @@ class Encoded:
 class ChannelValues:
     """Encodes and decodes channel values; clones of a checkpointer share it, each with its own serializer."""
 
+    _MOST_SEEDS = 4096
+
     def __init__(self) -> None:
         self._lists = Lists()
+        self._seeds: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        self._lock = threading.Lock()
 
     def encode(
         self,
@@ -80,6 +84,20 @@ class ChannelValues:
         """Keep what was committed for the next checkpoint."""
         for version in encoded.versions:
             self._lists.remember(thread_id, version)
+
+    def note_seed(self, step: StepKey, channel: str, value_id: str) -> None:
+        """What a `DeltaChannel` went on from; checkpoints between two of its snapshots have no value of it."""
+        key = (step.thread_id, step.checkpoint_ns, channel)
+        with self._lock:
+            self._seeds[key] = value_id
+            self._seeds.move_to_end(key)
+            while len(self._seeds) > self._MOST_SEEDS:
+                self._seeds.popitem(last=False)
+
+    def seed(self, step: StepKey, channel: str) -> str | None:
+        """The latest such value that was read, on which the next one is probably based."""
+        with self._lock:
+            return self._seeds.get((step.thread_id, step.checkpoint_ns, channel))
 
     def fetch(self, reader: Reader, serde: SerializerProtocol, page: Sequence[StoredCheckpoint]) -> list[Fetched]:
         """The values of checkpoints, from their snapshot.
@@ -116,6 +134,9 @@ class ChannelValues:
 
     def forget(self, thread_id: str | None) -> None:
         self._lists.forget(thread_id)
+        with self._lock:
+            for key in [key for key in self._seeds if thread_id in (None, key[0])]:
+                del self._seeds[key]
 
 
 def _kind(value: Any) -> str | None:

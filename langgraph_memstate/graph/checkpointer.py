@@ -241,6 +241,7 @@ class MemStateCheckpointer(ThreadReader):
             if value_id is None or channel in new_versions or version != versions.get(channel):
                 # What a typed channel holds is stored whole, so that it can be read whatever has become of its class.
                 whole = channel in typed_names
+                value_id = value_id or self._values.seed(step, channel)
                 value_id = self._values.encode(self.serde, step.thread_id, value, value_id, encoded, whole=whole)
             manifest[channel] = value_id
         head = {name: part for name, part in checkpoint.items() if name not in ("id", "ts", "channel_values")}

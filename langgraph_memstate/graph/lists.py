@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -20,6 +21,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from langgraph_memstate.errors import CorruptRowError, SerializationError
 from langgraph_memstate.graph.codec import MemStateSerializer
+from langgraph_memstate.graph.slices import is_atom, packed_array
 from langgraph_memstate.graph.templates import (
     ATOMS,
     Outline,
@@ -33,6 +35,7 @@ from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.values import Blob, ListValue, StoredList
 
 _RUN = 256  # bytes of atoms that make one element; anything else is an element of its own
+_SINGLE = frozenset(packed_array([first]) for first in map(bytes, zip(range(256))) if not is_atom(first))
 _MANY = 64  # objects, from which on it pays to pause the garbage collection
 CACHE_BYTES = 64 * 1024 * 1024  # of serialised elements, each counted with every cached version that has it
 
@@ -42,9 +45,11 @@ _hash = partial(blake2b, digest_size=16)
 class Element:
     """One item of a list, or a run of atoms: its digest, and what makes it again."""
 
-    __slots__ = ("__weakref__", "blob", "count", "digest", "is_open", "size", "template")
+    __slots__ = ("__weakref__", "blob", "count", "digest", "is_cold", "is_open", "size", "template")
 
-    def __init__(self, digest: bytes, blob: Blob, count: int, template: Template | None, is_open: bool) -> None:
+    def __init__(
+        self, digest: bytes, blob: Blob, count: int, template: Template | None, is_open: bool, is_cold: bool = False
+    ) -> None:
         self.digest = digest
         self.count = count
         self.size = len(blob.data)
@@ -52,6 +57,8 @@ class Element:
         self.blob = blob if template is None else None
         self.is_open = is_open
         """a run of atoms that more may join"""
+        self.is_cold = is_cold
+        """whether nobody has tried to make its template yet"""
 
     def is_at(self, items: Sequence[Any], place: int) -> bool:
         """Whether it surely is what a list has at a place."""
@@ -67,9 +74,12 @@ class Ancestor(NamedTuple):
 
 
 class ListVersion:
-    """A list as its elements. Nothing changes but the outline, which the version after this one takes over."""
+    """A list as its elements. Nothing changes but the outline, which the version after this one takes over.
 
-    __slots__ = ("_outline", "chain", "depth", "elements", "hash", "kind", "length", "value_id", "weight")
+    What was loaded has no templates at first: a process that reads it once and never writes has no use for them.
+    """
+
+    __slots__ = ("_is_used", "_outline", "chain", "depth", "elements", "hash", "kind", "length", "value_id", "weight")
 
     def __init__(
         self, kind: str, elements: tuple[Element, ...], parent: ListVersion | None = None, common: int = 0
@@ -90,6 +100,7 @@ class ListVersion:
             self.weight += element.size + 16
         self.value_id: str = self.hash.hexdigest()
         self._outline: deque[Outline] = deque(maxlen=1)
+        self._is_used = False
 
     def ancestors(self, common: int) -> tuple[Ancestor, ...]:
         """What a version after this one, with so many first elements of it, is based on, nearest first."""
@@ -104,7 +115,7 @@ class ListVersion:
         return ListValue(self.kind, self.depth, None if base is None else base.value_id, keep, tail)
 
     def begins(self, items: Sequence[Any]) -> bool:
-        """Whether `items` surely begin with this list."""
+        """Whether `items` surely begin with this list, as far as its elements have templates."""
         outline = self._take_outline() or _outlined(Outline(), self.elements)
         if outline is None:
             return False
@@ -128,21 +139,39 @@ class ListVersion:
 
     def items(self, serde: SerializerProtocol) -> list[Any]:
         """The list, made anew: it shares nothing that can change with any other."""
+        if self._is_used:
+            self.warm(serde)
+        self._is_used = True
         if self.length < _MANY:
             return self._items(serde)
         with gc_paused():
             return self._items(serde)
 
     def _items(self, serde: SerializerProtocol) -> list[Any]:
+        blobs = [element.blob for element in self.elements]  # first: it goes when there is a template
+        runs = _decoded_all(serde, [blob for blob in blobs if blob is not None])
+        if len(runs) == len(blobs):
+            return list(chain.from_iterable(runs))
+        decoded = iter(runs)
         items: list[Any] = []
-        for element in self.elements:
+        for element, blob in zip(self.elements, blobs, strict=True):
             template = element.template
-            if template is not None:
-                copy_into(items, template)
+            if blob is not None or template is None:
+                items.extend(next(decoded))
             else:
-                assert element.blob is not None
-                items.extend(_decoded(serde, element.blob))
+                copy_into(items, template)
         return items
+
+    def warm(self, serde: SerializerProtocol) -> None:
+        """Make the templates of elements that were only loaded: to copy them, and to compare with what is written."""
+        cold = [(element, blob) for element in self.elements if element.is_cold and (blob := element.blob) is not None]
+        if cold:
+            with gc_paused():
+                templates = _templates(serde, [blob for _, blob in cold])
+            for (element, _), template in zip(cold, templates, strict=True):
+                element.is_cold = False
+                if template is not None:
+                    element.template, element.blob = template, None  # in this order: readers take the blob first
 
 
 def _outlined(outline: Outline, elements: Sequence[Element]) -> Outline | None:
@@ -153,19 +182,26 @@ def _outlined(outline: Outline, elements: Sequence[Element]) -> Outline | None:
     return outline
 
 
-def _decoded(serde: SerializerProtocol, blob: Blob) -> list[Any]:
-    return _run_of(serde.loads_typed(blob))
-
-
 def _decoded_all(serde: SerializerProtocol, blobs: Sequence[Blob]) -> list[list[Any]]:
-    """Many runs: with our own serializer as one value, so that each type is looked up once."""
-    if type(serde) is not MemStateSerializer or any(blob.type != "msgpack" for blob in blobs):
-        return [_decoded(serde, blob) for blob in blobs]
-    array = b"\xdd" + len(blobs).to_bytes(4, "big")  # of so many values, which follow
-    runs = serde.loads_typed(("msgpack", array + b"".join(blob.data for blob in blobs)))
-    if len(runs) != len(blobs):
-        raise CorruptRowError("an element of a list is more than one value")
-    return list(map(_run_of, runs))
+    """Many runs: with our own serializer by few calls."""
+    if type(serde) is MemStateSerializer and {blob.type for blob in blobs} == {"msgpack"}:
+        runs = serde.loads_all([blob.data for blob in blobs])
+        return runs if set(map(type, runs)) == {list} else list(map(_run_of, runs))
+    return [_run_of(serde.loads_typed(blob)) for blob in blobs]
+
+
+def _is_single(blob: Blob) -> bool:
+    """Whether a run of our own serializer surely is one item and no atom, which shows before it is decoded."""
+    type_, data = blob
+    return type_ == "msgpack" and data[:2] in _SINGLE
+
+
+def _templates(serde: SerializerProtocol, blobs: Sequence[Blob]) -> list[Template | None]:
+    """Templates of what decoding gives; None where there is none, or where this serializer refuses to decode."""
+    try:
+        return list(map(template_of, _decoded_all(serde, blobs)))
+    except Exception:  # whoever reads it is told
+        return [None] if len(blobs) == 1 else [template for blob in blobs for template in _templates(serde, [blob])]
 
 
 def _run_of(decoded: Any) -> list[Any]:
@@ -182,6 +218,7 @@ class Lists:
         self._held = 0
         self._versions: OrderedDict[tuple[str, str], ListVersion] = OrderedDict()
         self._elements: WeakValueDictionary[bytes, Element] = WeakValueDictionary()
+        self._unlisted: deque[Element] = deque()  # read, and entered when an element is looked for
         self._lock = threading.Lock()
 
     def recall(self, thread_id: str, value_id: str) -> ListVersion | None:
@@ -223,7 +260,10 @@ class Lists:
         self, serde: SerializerProtocol, kind: str, items: list[Any], parent: ListVersion | None
     ) -> tuple[ListVersion, dict[bytes, Blob]]:
         fresh: dict[bytes, Blob] = {}
-        old = () if parent is None else parent.elements
+        old: tuple[Element, ...] = ()
+        if parent is not None:
+            parent.warm(serde)
+            old = parent.elements
         continues = parent is not None and parent.begins(items)
         elements = list(old) if continues else []
         place = parent.length if continues and parent is not None else 0  # in `items`
@@ -255,14 +295,18 @@ class Lists:
         blob = Blob(*serde.dumps_typed(run))
         digest = _digest(blob)
         fresh[digest] = blob
-        known = self._elements.get(digest)
+        known = self._known(digest)
         if known is not None:
             return known
-        return self._know(Element(digest, blob, len(run), _template(serde, run, blob), _is_open(run)))
-
-    def _know(self, element: Element) -> Element:
-        self._elements[element.digest] = element
+        element = self._elements[digest] = Element(digest, blob, len(run), _template(serde, run, blob), _is_open(run))
         return element
+
+    def _known(self, digest: bytes) -> Element | None:
+        while self._unlisted:
+            with suppress(IndexError):  # another thread was faster
+                element = self._unlisted.popleft()
+                self._elements.setdefault(element.digest, element)
+        return self._elements.get(digest)
 
     # -- reading ------------------------------------------------------------------------------------
 
@@ -321,26 +365,34 @@ class Lists:
         """Add the elements with these ids to what the snapshot has shown."""
         if not ids:
             return
-        digests = reader.digests(thread_id, ids)
-        missing = []
-        for id_ in ids:
-            digest = digests.get(id_)
-            if digest is None:
-                raise CorruptRowError("a list lost an element")
-            known = self._elements.get(digest)
-            if known is None:
-                missing.append(id_)
-            else:
-                seen[id_] = known
+        missing = list(ids)
+        if self._has_seen(reader, thread_id, ids[:1]):  # as a rule then more of them, or none
+            digests = reader.digests(thread_id, ids)
+            known = {id_: self._known(digest) for id_, digest in digests.items()}
+            seen.update({id_: element for id_, element in known.items() if element is not None})
+            missing = [id_ for id_ in ids if id_ not in seen]
         with gc_paused():
-            blobs = reader.elements(thread_id, missing) if missing else {}
-            if any(_digest(blob) != digests[id_] for id_, blob in blobs.items()):
-                raise CorruptRowError("an element of a list is not what was written: its digest differs")
-            for (id_, blob), items in zip(blobs.items(), _decoded_all(serde, list(blobs.values())), strict=True):
-                element = Element(digests[id_], blob, len(items), template_of(items), _is_open(items))
-                seen[id_] = self._know(element)
+            self._read(serde, reader.elements(thread_id, missing) if missing else {}, seen)
         if not seen.keys() >= set(ids):
             raise CorruptRowError("a list lost an element")
+
+    def _has_seen(self, reader: Reader, thread_id: str, ids: Sequence[int]) -> bool:
+        if not self._elements and not self._unlisted:
+            return False
+        return any(self._known(digest) for digest in reader.digests(thread_id, ids).values())
+
+    def _read(self, serde: SerializerProtocol, blobs: Mapping[int, Blob], seen: dict[int, Element]) -> None:
+        """Make elements of stored ones. That they are what was written shows in the list: its id is made of digests."""
+        is_ours = type(serde) is MemStateSerializer
+        whole: dict[int, Blob] = {}
+        for id_, blob in blobs.items():
+            if is_ours and _is_single(blob):
+                seen[id_] = Element(_digest(blob), blob, 1, None, is_open=False, is_cold=True)
+            else:
+                whole[id_] = blob
+        for (id_, blob), run in zip(whole.items(), _decoded_all(serde, list(whole.values())), strict=True):
+            seen[id_] = Element(_digest(blob), blob, len(run), template_of(run), _is_open(run))
+        self._unlisted.extend(seen[id_] for id_ in blobs)
 
 
 def version_of(kind: str, before: ListVersion | None, kept: int, blobs: Sequence[Blob]) -> ListVersion:
@@ -368,7 +420,15 @@ def _template(serde: SerializerProtocol, run: list[Any], blob: Blob) -> Template
 
 
 def _digest(blob: Blob) -> bytes:
-    return _hash(blob.type.encode() + b"\0" + blob.data).digest()
+    type_, data = blob
+    hash = _hash_of(type_).copy()
+    hash.update(data)
+    return hash.digest()
+
+
+@lru_cache(maxsize=16)
+def _hash_of(type_: str) -> blake2b:
+    return _hash(type_.encode() + b"\0")
 
 
 def _common(old: Sequence[Element], elements: Sequence[Element]) -> int:

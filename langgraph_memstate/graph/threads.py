@@ -171,6 +171,7 @@ class ThreadReader(BaseCheckpointSaver[str]):
             loaded = [(one.task_id, channel, self.serde.loads_typed(one.value)) for one in oldest_first]
             histories[channel] = {"writes": loaded}
             if channel in seeds:
+                self._values.note_seed(step, channel, seeds[channel])
                 histories[channel]["seed"] = self._values.decode(self.serde, fetched[seeds[channel]])
         return histories
 

@@ -51,6 +51,8 @@ def unpack(content: bytes, numbers: int) -> tuple[list[int | float], list[Commit
         *before, dumped = ormsgpack.unpackb(content)
         if len(before) != numbers or not all(type(number) in (int, float) for number in before):
             raise TypeError(f"{numbers} numbers and a list of commits were expected")
+        if pack(before, dumped) != content:
+            raise ValueError("something follows it")
         return before, [_load_commit(commit) for commit in dumped]
     except (TypeError, ValueError, RecursionError) as error:
         raise CorruptRowError(f"a logged commit cannot be read: {error}") from error

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Literal, get_args
@@ -118,6 +118,10 @@ class MemStateSerializer(JsonPlusSerializer):
             f"A row of type {kind!r} was written by another serializer, or is encrypted (as 'msgpack+aes' is): "
             "read it with that one."
         )
+
+    def loads_all(self, contents: Sequence[bytes]) -> list[Any]:
+        """Many values of the type "msgpack", loaded faster than one by one."""
+        return Reader(self._allow).values(contents)
 
     def loads_as_stored(self, data: tuple[str, bytes]) -> Any:
         """The same, but a model that its class does not accept any more comes unvalidated, with the fields it had."""

@@ -43,6 +43,14 @@ from langgraph_memstate.graph.codec.values import BASES, FIXED, ValueShape
 
 _ABSENT: Row = [None] * 6
 
+# What every model keeps its state in. Set directly: nothing that a class defines can step in, and it is fastest.
+_new = object.__new__
+_slots = class_names(BaseModel)
+_set_fields: Callable[[Any, Any], None] = _slots["__dict__"].__set__
+_set_names: Callable[[Any, Any], None] = _slots["__pydantic_fields_set__"].__set__
+_set_extra: Callable[[Any, Any], None] = _slots["__pydantic_extra__"].__set__
+_set_private: Callable[[Any, Any], None] = _slots["__pydantic_private__"].__set__
+
 
 class ModelShape(Shape):
     """Row: `{field: value}, stamp, [fields set], extra, private, [private left out], [type arguments]`.
@@ -68,6 +76,7 @@ class ModelShape(Shape):
         fields = cls.model_fields
         self.excluded = {name: field for name, field in fields.items() if field.exclude}
         self.stored = {name: None for name in fields if name not in self.excluded}.keys()
+        self.is_usual = not self.root and not self.excluded
         names_and_types = [(name, describe(field.annotation)) for name, field in fields.items()]
         self.stamp = zlib.crc32(repr(names_and_types).encode())
 
@@ -117,6 +126,22 @@ class ModelShape(Shape):
         return row if all(type(new) is type(old) for new, old in fields) else None
 
     def load(self, code: int, row: Row) -> Any:
+        if code != PYDANTIC_V2 or len(row) != 7 or not self.is_usual or not has_plain_new(self.model):
+            return self._loaded(code, row)
+        _, _, fields, stamp, names_set, extra, private = row
+        if stamp != self.stamp or type(names_set) is not list or not fields.keys() <= self.stored:
+            return self._loaded(code, row)
+        if extra is not None:
+            exactly(dict, extra)
+        obj: Any = _new(self.model)
+        _set_fields(obj, fields)
+        _set_names(obj, set(names_set))
+        _set_extra(obj, extra)
+        _set_private(obj, private)
+        return obj
+
+    def _loaded(self, code: int, row: Row) -> Any:
+        """The same for a row or a model that is out of the ordinary."""
         fields, stamp, names_set, extra, private, left_out, args = (row + _ABSENT)[2:9]
         if code != PYDANTIC_V2 or not (extra is None or type(extra) is dict):
             raise TypeError(f"it is not stored that way (extension code {code})")
