@@ -36,20 +36,33 @@ from langgraph_memstate.errors import (
 from langgraph_memstate.storage.base import COUNTED, IndexTable, Reader, Storage
 from langgraph_memstate.storage.operations import Commit, Load
 from langgraph_memstate.storage.postgres_claims import claim, release
-from langgraph_memstate.storage.postgres_link import Connection, Pool, connect, is_lost, run, storage_error
+from langgraph_memstate.storage.postgres_link import (
+    Connection,
+    Cursor,
+    Pool,
+    batch,
+    connect,
+    is_lost,
+    run,
+    storage_error,
+)
 from langgraph_memstate.storage.postgres_read import PostgresReader
 from langgraph_memstate.storage.postgres_tables import PostgresIndexTable
 from langgraph_memstate.storage.postgres_vectors import Places, VectorTables, schema_of_extension
-from langgraph_memstate.storage.postgres_write import lock, lock_key, run_op
+from langgraph_memstate.storage.postgres_write import Sweep, lock_key, locks, run_op
 from langgraph_memstate.storage.values import OutboxRow
 
-MIGRATIONS = ("postgres_0001.sql",)
+MIGRATIONS = ("postgres_0001.sql", "postgres_0002.sql")
 OLDEST_SERVER = 130_000  # gin, generated columns and identity are older; 13 is the oldest release that was supported
 _RESOLVE = 15.0  # seconds in which a lost server may come back and say whether a commit arrived
 _SET = "SELECT set_config(name, setting, true) FROM unnest(%s::text[], %s::text[]) AS local (name, setting)"
 _FORGOTTEN = "seen_at < now() - interval '30 days'"
 
 logger = logging.getLogger("langgraph_memstate")
+
+
+class _Unknown(TransientError):
+    """Whether commits landed could not be found out."""
 
 
 class _Lost(Exception):
@@ -89,6 +102,7 @@ class PostgresStorage(Storage):
         self._pid = 0
         name = sql.Identifier(schema).as_bytes()
         self._here = b"SET LOCAL search_path TO " + name
+        self._take_turn = f"SELECT {name.decode().replace('%', '%%')}.take_turn(%s, %s, %s, %s::bigint[], %s, %s)"
         self._snapshot = (b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", self._here)
         # A writer that waits too long gives up; one whose machine is gone must not keep the others waiting.
         patience = str(int(max(timeout, 0.001) * 1_000))
@@ -192,49 +206,55 @@ class PostgresStorage(Storage):
         self._check_open()
         try:
             try:
-                return self._apply_together(commits)
+                stale = self._apply_together(commits)
             except _Lost:
-                return self._apply_together(commits)  # nothing has landed; perhaps another connection works
+                stale = self._apply_together(commits)  # nothing has landed; perhaps another connection works
         except _Lost as error:
             return [storage_error(error.cause, "committing")] * len(commits)
-        except TransientError as error:
+        except _Unknown as error:
             return [error] * len(commits)
-        except psycopg.Error as error:
+        except Exception as error:
             if len(commits) == 1:
-                return [storage_error(error, "committing")]
-        # The shared transaction is gone. One commit may be to blame, so each gets its own.
-        return [outcome for commit in commits for outcome in self.apply((commit,))]
+                return [_outcome(error)]
+        else:
+            for thread_id in stale:
+                self._sweep(thread_id)
+            return [None] * len(commits)
+        # Nothing of the group has landed. One commit may be to blame: it is found by halving.
+        half = len(commits) // 2
+        return [*self.apply(commits[:half]), *self.apply(commits[half:])]
 
-    def _apply_together(self, commits: Sequence[Commit]) -> list[BaseException | None]:
-        """Land commits in one transaction.
+    def _apply_together(self, commits: Sequence[Commit | tuple[Sweep]]) -> set[str]:
+        """Land commits in one transaction, and return the threads that have to be swept.
+
+        All is sent at once, the COMMIT too: unless an operation has to know an answer, one round trip is all it takes.
 
         Raises:
             psycopg.Error: the server refused something; nothing landed.
             _Lost: nor did anything, for want of a connection.
-            TransientError: the connection was lost, and whether the commits landed is not known.
+            _Unknown: the connection was lost.
         """
         try:
             conn = self._open_writer()
         except psycopg.OperationalError as error:
             raise _Lost(error) from error
-        outcomes: list[BaseException | None] = []
+        stale: list[Cursor] = []
         number = self._committed + 1
         is_decided = False
         try:
             copies = any(isinstance(op, Load) for commit in commits for op in commit)
-            with nullcontext() if copies else conn.pipeline():
+            with nullcontext() if copies else batch(conn):
                 conn.execute(b"BEGIN")
-                run(conn, _SET, list(self._settings), list(self._settings.values()))
-                lock(conn, self._schema, commits)
+                everybody, threads = locks(self._schema, commits)
+                names, settings = list(self._settings), list(self._settings.values())
+                run(conn, self._take_turn, names, settings, everybody, threads, self._id, number)
                 places = Places(conn)
                 for commit in commits:
-                    outcomes.append(self._apply_one(conn, commit, places, alone=len(commits) == 1))
-                if all(outcome is not None for outcome in outcomes):
-                    conn.execute(b"ROLLBACK")
-                else:
-                    run(conn, "UPDATE writers SET committed = %s, seen_at = now() WHERE id = %s", number, self._id)
-                    is_decided = True
-                    conn.execute(b"COMMIT")
+                    for op in commit:
+                        if (found := run_op(conn, op, places)) is not None:
+                            stale.append(found)
+                is_decided = True
+                conn.execute(b"COMMIT")
         except BaseException as error:
             if not is_lost(conn):
                 conn.rollback()
@@ -245,36 +265,15 @@ class PostgresStorage(Storage):
                 raise
             if not is_decided or not self._has_landed(number):
                 raise _Lost(error) from error
-        if is_decided:
-            self._committed = number
-        return outcomes
+            stale.clear()  # what it said was lost with it
+        self._committed = number
+        return {thread_id for cursor in stale for (thread_id,) in cursor}
 
-    def _apply_one(self, conn: Connection, commit: Commit, places: Places, *, alone: bool) -> BaseException | None:
-        """Run one commit, under a savepoint unless it is alone. What the server refuses is raised, perhaps later."""
-        if not alone:
-            conn.execute(b"SAVEPOINT one")
+    def _sweep(self, thread_id: str) -> None:
         try:
-            for op in commit:
-                run_op(conn, op, places)
-        except psycopg.errors.Error as error:
-            if error.sqlstate is None and isinstance(error, psycopg.DataError):  # it was never sent
-                outcome: BaseException = StorageError(f"a value does not fit the database: {error}")
-                outcome.__cause__ = error
-            else:
-                raise
-        except MemStateError as error:
-            outcome = error
-        except Exception as error:
-            outcome = StorageError(f"a value does not fit the database: {error!r}")
-            outcome.__cause__ = error
-        else:
-            if not alone:
-                conn.execute(b"RELEASE one")
-            return None
-        if not alone:
-            conn.execute(b"ROLLBACK TO one")
-            conn.execute(b"RELEASE one")
-        return outcome
+            self._apply_together(((Sweep(thread_id),),))
+        except (psycopg.Error, _Lost, MemStateError) as error:
+            logger.debug("values of a checkpoint that was put again stay until the next sweep: %s", error)
 
     def _open_writer(self) -> Connection:
         self._check_open()
@@ -302,7 +301,7 @@ class PostgresStorage(Storage):
         """Whether the transaction with this number committed, as the server says once it is back.
 
         Raises:
-            TransientError: the server stays away.
+            _Unknown: the server stays away.
         """
         deadline = time.monotonic() + _RESOLVE
         while True:
@@ -317,7 +316,7 @@ class PostgresStorage(Storage):
             except psycopg.Error as error:
                 self._drop_writer()
                 if time.monotonic() > deadline:
-                    raise TransientError(
+                    raise _Unknown(
                         "committing: the connection was lost, and the server did not come back to say whether the "
                         f"commit landed; it did whole or not at all ({error})"
                     ) from error
@@ -406,7 +405,7 @@ class PostgresStorage(Storage):
         assert self._pool is not None
         try:
             with self._pool.connection((b"BEGIN",)) as conn:
-                with conn.pipeline():
+                with batch(conn):
                     run(conn, _SET, list(self._settings), list(self._settings.values()))
                     run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(turn + self._schema))
                 yield conn
@@ -423,6 +422,23 @@ class PostgresStorage(Storage):
             return  # in a fork: the connections are the parent's
         pool.close()
         self._drop_writer()
+
+
+def _outcome(error: Exception) -> MemStateError:
+    """What a commit's caller is told."""
+    match error:
+        case MemStateError():
+            return error
+        case psycopg.Error() if error.sqlstate is not None:
+            outcome = storage_error(error, "committing")
+        case psycopg.DataError():  # it was never sent
+            outcome = StorageError(f"a value does not fit the database: {error}")
+        case psycopg.Error():
+            outcome = storage_error(error, "committing")
+        case _:
+            outcome = StorageError(f"a value does not fit the database: {error!r}")
+    outcome.__cause__ = error
+    return outcome
 
 
 def _unreachable(error: psycopg.Error) -> DatabaseOpenError:

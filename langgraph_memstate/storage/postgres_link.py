@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import psycopg
-from psycopg.abc import Buffer
+from psycopg.abc import Buffer, PQGen
 from psycopg.adapt import Dumper, Loader
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.generators import send
 from psycopg.pq import Format
 from psycopg.types.string import StrDumper
 
 from langgraph_memstate.errors import (
+    CommitRaced,
     CorruptRowError,
     DatabaseOpenError,
     DiskFullError,
@@ -35,6 +37,7 @@ Cursor = psycopg.Cursor[tuple[Any, ...]]
 
 _PREPARED_AFTER, _PREPARED_MAX = 3, 300  # uses of a statement, and statements of a connection
 _CONNECT_TIMEOUT = 10  # seconds, where the connection string does not say
+_RACED = "MS001"  # what our own functions raise
 _CLASSES: dict[str, tuple[type[MemStateError], str]] = {
     "08": (TransientError, "the connection was lost; try again"),
     "25006": (ReadOnlyError, "the server takes no writes; connect to the primary"),
@@ -56,6 +59,8 @@ _CLASSES: dict[str, tuple[type[MemStateError], str]] = {
 def storage_error(error: psycopg.Error, doing: str) -> MemStateError:
     """The error of our tree that an error of the driver means."""
     text = str(error).strip().partition("\n")[0]
+    if error.sqlstate == _RACED:
+        return CommitRaced(text)
     state = error.sqlstate or ("" if not isinstance(error, psycopg.OperationalError) else "08")
     for length in (5, 3, 2):
         if (known := _CLASSES.get(state[:length])) is not None:
@@ -135,7 +140,7 @@ def connect(conninfo: str) -> Connection:
 
 
 def run(conn: Connection, query: str, *parameters: Any, **named: Any) -> Cursor:
-    """Send one statement; its parameters are bound. Inside a pipeline, only what is fetched is waited for."""
+    """Send one statement; its parameters are bound. Inside a `batch`, only what is fetched is waited for."""
     return conn.execute(query.encode(), named or parameters, binary=True)
 
 
@@ -154,6 +159,34 @@ def run_rows(conn: Connection, query: str, types: str, rows: Sequence[Sequence[A
         named[f"column{number}"] = [float(one) if as_floats and one is not None else one for one in values]
     table = ", ".join(f"%(column{number})s::{type_}[]" for number, type_ in enumerate(names))
     return run(conn, query.replace("{rows}", f"ROWS FROM (unnest({table}))"), **named)
+
+
+class _Batch(psycopg.Pipeline):
+    """A pipeline that sends nothing before an answer is asked for.
+
+    psycopg's own sends each statement by itself and looks for answers each time: calls of the system, of which each may
+    hand the interpreter to another thread, and a server that is woken as often.
+    """
+
+    def _communicate_gen(self) -> PQGen[None]:
+        while self.command_queue:
+            self.command_queue.popleft()()  # into libpq's buffer
+        yield from ()
+
+    def _fetch_gen(self, *, flush: bool) -> PQGen[None]:
+        yield from send(self.pgconn)
+        yield from super()._fetch_gen(flush=flush)
+
+
+@contextmanager
+def batch(conn: Connection) -> Iterator[None]:
+    """Statements that wait for each other's answers only where one is fetched; all are sent together."""
+    conn._pipeline = _Batch(conn)
+    try:
+        with conn._pipeline:
+            yield
+    finally:
+        conn._pipeline = None
 
 
 # -- the pool ---------------------------------------------------------------------------------------
@@ -206,7 +239,7 @@ class Pool:
             if conn is None:
                 conn = connect(self._conninfo)
             try:
-                with conn.pipeline():
+                with batch(conn):
                     for statement in begin:
                         conn.execute(statement)
             except psycopg.Error:
