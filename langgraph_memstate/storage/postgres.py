@@ -55,7 +55,6 @@ from langgraph_memstate.storage.values import OutboxRow
 MIGRATIONS = ("postgres_0001.sql", "postgres_0002.sql")
 OLDEST_SERVER = 130_000  # gin, generated columns and identity are older; 13 is the oldest release that was supported
 _RESOLVE = 15.0  # seconds in which a lost server may come back and say whether a commit arrived
-_SET = "SELECT set_config(name, setting, true) FROM unnest(%s::text[], %s::text[]) AS local (name, setting)"
 _FORGOTTEN = "seen_at < now() - interval '30 days'"
 
 logger = logging.getLogger("langgraph_memstate")
@@ -102,15 +101,12 @@ class PostgresStorage(Storage):
         self._pid = 0
         name = sql.Identifier(schema).as_bytes()
         self._here = b"SET LOCAL search_path TO " + name
-        self._take_turn = f"SELECT {name.decode().replace('%', '%%')}.take_turn(%s, %s, %s, %s::bigint[], %s, %s)"
         self._snapshot = (b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", self._here)
         # A writer that waits too long gives up; one whose machine is gone must not keep the others waiting.
-        patience = str(int(max(timeout, 0.001) * 1_000))
-        self._settings = {
-            "search_path": name.decode(),
-            "lock_timeout": patience,
-            "idle_in_transaction_session_timeout": patience,
-        }
+        self._path, self._patience = name.decode(), str(int(max(timeout, 0.001) * 1_000))
+        self._durability: str | None = None
+        turn = "take_turn(%s, %s, %s::text, %s::bigint, %s::bigint[], %s, %s::bigint)"
+        self._take_turn = f"SELECT {self._path.replace('%', '%%')}.{turn}"
 
     # -- opening ------------------------------------------------------------------------------------
 
@@ -153,7 +149,7 @@ class PostgresStorage(Storage):
         if encoding != "UTF8":
             raise DatabaseOpenError(f"the database is encoded in {encoding}; create one with ENCODING 'UTF8'")
         if durability == "off":
-            self._settings["synchronous_commit"] = "on"
+            self._durability = "on"
         with conn.transaction():
             run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(self._schema))
             if run(conn, "SELECT 1 FROM pg_namespace WHERE nspname = %s", self._schema).fetchone() is None:
@@ -245,9 +241,7 @@ class PostgresStorage(Storage):
             copies = any(isinstance(op, Load) for commit in commits for op in commit)
             with nullcontext() if copies else batch(conn):
                 conn.execute(b"BEGIN")
-                everybody, threads = locks(self._schema, commits)
-                names, settings = list(self._settings), list(self._settings.values())
-                run(conn, self._take_turn, names, settings, everybody, threads, self._id, number)
+                self._wait_turn(conn, *locks(self._schema, commits), number)
                 places = Places(conn)
                 for commit in commits:
                     for op in commit:
@@ -268,6 +262,12 @@ class PostgresStorage(Storage):
             stale.clear()  # what it said was lost with it
         self._committed = number
         return {thread_id for cursor in stale for (thread_id,) in cursor}
+
+    def _wait_turn(
+        self, conn: Connection, everybody: int, threads: list[int] | None = None, number: int | None = None
+    ) -> None:
+        writer = None if number is None else self._id
+        run(conn, self._take_turn, self._path, self._patience, self._durability, everybody, threads, writer, number)
 
     def _sweep(self, thread_id: str) -> None:
         try:
@@ -405,9 +405,7 @@ class PostgresStorage(Storage):
         assert self._pool is not None
         try:
             with self._pool.connection((b"BEGIN",)) as conn:
-                with batch(conn):
-                    run(conn, _SET, list(self._settings), list(self._settings.values()))
-                    run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(turn + self._schema))
+                self._wait_turn(conn, lock_key(turn + self._schema))
                 yield conn
                 conn.commit()
         except psycopg.Error as error:

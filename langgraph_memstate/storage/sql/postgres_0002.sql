@@ -1,13 +1,19 @@
 -- What a commit does in the database itself, so that it need not wait for an answer to know what to send next.
 -- An error of class MS is one of the package's own; see postgres_link.py.
 
--- The turn of a commit: its settings, its locks, and its number in the row that says what has landed. All end with the
--- transaction. Without `threads` (keys of locks, in one order for all) it waits for everybody, else for those only.
+-- The turn of a commit: where the tables are, how long (milliseconds) it waits for others and others for it, its locks,
+-- and its number in the row that says what has landed. All end with the transaction. Without `threads` (keys of locks, in
+-- one order for all) it waits for everybody, else for those only. `durability` is NULL where the server's own is enough,
+-- and `writer` where nobody will ask what has landed.
 CREATE FUNCTION take_turn(
-    names text[], settings text[], everybody bigint, threads bigint[], writer text, number bigint
+    path text, patience text, durability text, everybody bigint, threads bigint[], writer text, number bigint
 ) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM set_config(name, setting, true) FROM unnest(names, settings) AS local (name, setting);
+    PERFORM set_config('search_path', path, true), set_config('lock_timeout', patience, true),
+        set_config('idle_in_transaction_session_timeout', patience, true);
+    IF durability IS NOT NULL THEN
+        PERFORM set_config('synchronous_commit', durability, true);
+    END IF;
     IF threads IS NULL THEN
         PERFORM pg_advisory_xact_lock(everybody);
     ELSE
@@ -26,46 +32,55 @@ $$;
 
 -- Checkpoints --------------------------------------------------------------------------------------
 
--- A version of a list whose base and elements are there. `tail` holds digests.
+-- A version of a list whose base and elements are there. `tail` holds digests. Each row is looked up by its key: a plan
+-- that is kept since the tables were empty is as good when they are large.
 CREATE FUNCTION put_list(
     thread text, list text, kind text, depth integer, base_list text, keep integer, tail bytea[]
 ) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     based_on bigint;
-    ids text;
-    is_whole boolean;
+    ids bigint[];
+    id bigint;
+    before bigint := 0;
+    steps text[] := '{}';
 BEGIN
     IF EXISTS (SELECT 1 FROM lists WHERE thread_id = thread AND value_id = list) THEN
         RETURN;
     END IF;
-    SELECT lists.id INTO based_on FROM lists WHERE thread_id = thread AND value_id = base_list;
-    SELECT coalesce(string_agg((id - before)::text, ',' ORDER BY place), ''), coalesce(bool_and(id IS NOT NULL), true)
-    INTO ids, is_whole
-    FROM (
-        SELECT elements.id, place, lag(elements.id, 1, 0::bigint) OVER (ORDER BY place) AS before
-        FROM unnest(tail) WITH ORDINALITY AS wanted (digest, place)
-        LEFT JOIN elements ON elements.thread_id = thread AND elements.digest = wanted.digest
-    ) AS numbered;
-    IF NOT is_whole OR (based_on IS NULL AND base_list IS NOT NULL) THEN
+    IF base_list IS NOT NULL THEN
+        based_on := (SELECT lists.id FROM lists WHERE thread_id = thread AND value_id = base_list);
+    END IF;
+    ids := ARRAY(
+        SELECT (SELECT elements.id FROM elements WHERE elements.thread_id = thread AND elements.digest = wanted)
+        FROM unnest(tail) AS wanted
+    );
+    IF array_position(ids, NULL) IS NOT NULL OR (based_on IS NULL AND base_list IS NOT NULL) THEN
         PERFORM refuse_race('values of the checkpoint before this one were deleted meanwhile');
     END IF;
-    INSERT INTO lists (thread_id, value_id, kind, depth, base, keep, elements)
-    VALUES (thread, list, kind, depth, based_on, keep, '\x00'::bytea || convert_to('[' || ids || ']', 'UTF8'));
+    FOREACH id IN ARRAY ids LOOP
+        steps := steps || (id - before)::text;
+        before := id;
+    END LOOP;
+    INSERT INTO lists (thread_id, value_id, kind, depth, base, keep, elements) VALUES (
+        thread, list, kind, depth, based_on, keep,
+        '\x00'::bytea || convert_to('[' || array_to_string(steps, ',') || ']', 'UTF8')
+    );
 END
 $$;
 
 -- A checkpoint whose values are there. Says whether it took the place of one with other values, which may be free now.
 CREATE FUNCTION put_checkpoint(put checkpoints) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
+    wanted text;
     replaced text[];
 BEGIN
-    IF EXISTS (
-        SELECT 1 FROM unnest(put.value_ids) AS wanted
-        WHERE NOT EXISTS (SELECT 1 FROM channel_values WHERE thread_id = put.thread_id AND value_id = wanted)
-        AND NOT EXISTS (SELECT 1 FROM lists WHERE thread_id = put.thread_id AND value_id = wanted)
-    ) THEN
-        PERFORM refuse_race('values of the checkpoint before this one were deleted meanwhile');
-    END IF;
+    FOREACH wanted IN ARRAY put.value_ids LOOP
+        IF NOT EXISTS (SELECT 1 FROM channel_values WHERE thread_id = put.thread_id AND value_id = wanted)
+            AND NOT EXISTS (SELECT 1 FROM lists WHERE thread_id = put.thread_id AND value_id = wanted)
+        THEN
+            PERFORM refuse_race('values of the checkpoint before this one were deleted meanwhile');
+        END IF;
+    END LOOP;
     DELETE FROM checkpoints
     WHERE thread_id = put.thread_id AND checkpoint_ns = put.checkpoint_ns AND checkpoint_id = put.checkpoint_id
     RETURNING value_ids INTO replaced;
