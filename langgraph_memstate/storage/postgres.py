@@ -377,7 +377,7 @@ class PostgresStorage(Storage):
         assert self._pool is not None
         if self._tables.extension is None:
             try:
-                with self._pool.connection((b"SELECT",)) as conn:
+                with self._pool.connection() as conn:
                     self._tables.extension = schema_of_extension(conn)
             except psycopg.Error as error:
                 raise storage_error(error, "looking for pgvector") from error
@@ -393,7 +393,7 @@ class PostgresStorage(Storage):
         self._check_open()
         assert self._pool is not None
         try:
-            with self._pool.connection(self._snapshot) as conn:
+            with self._pool.transaction(self._snapshot, b"ROLLBACK") as conn:
                 yield conn
         except psycopg.Error as error:
             raise storage_error(error, "reading") from error
@@ -404,8 +404,10 @@ class PostgresStorage(Storage):
         self._check_open()
         assert self._pool is not None
         try:
-            with self._pool.connection((b"BEGIN",)) as conn:
-                self._wait_turn(conn, lock_key(turn + self._schema))
+            with self._pool.connection() as conn:
+                with batch(conn):
+                    conn.execute(b"BEGIN")
+                    self._wait_turn(conn, lock_key(turn + self._schema))
                 yield conn
                 conn.commit()
         except psycopg.Error as error:

@@ -17,7 +17,7 @@ from psycopg.abc import Buffer, PQGen
 from psycopg.adapt import Dumper, Loader
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.generators import send
-from psycopg.pq import Format
+from psycopg.pq import Format, PipelineStatus
 from psycopg.types.string import StrDumper
 
 from langgraph_memstate.errors import (
@@ -72,6 +72,16 @@ def storage_error(error: psycopg.Error, doing: str) -> MemStateError:
 def is_lost(conn: Connection) -> bool:
     """Whether a connection can only be thrown away."""
     return conn.closed or conn.info.status is not psycopg.pq.ConnStatus.OK
+
+
+def _is_open(conn: Connection) -> bool:
+    """Whether an idle connection still is, as far as one can know without asking the server."""
+    try:
+        for _ in range(2):  # a server that ends a connection says why, and then closes it
+            conn.pgconn.consume_input()
+    except psycopg.Error:
+        return False
+    return not is_lost(conn)
 
 
 # -- texts ------------------------------------------------------------------------------------------
@@ -174,13 +184,17 @@ class _Batch(psycopg.Pipeline):
         yield from ()
 
     def _fetch_gen(self, *, flush: bool) -> PQGen[None]:
-        yield from send(self.pgconn)
+        if not flush:
+            yield from send(self.pgconn)
         yield from super()._fetch_gen(flush=flush)
 
 
 @contextmanager
 def batch(conn: Connection) -> Iterator[None]:
-    """Statements that wait for each other's answers only where one is fetched; all are sent together."""
+    """Statements that are sent together, and waited for only where an answer is fetched. One may lie in another."""
+    if conn._pipeline is not None:
+        yield
+        return
     conn._pipeline = _Batch(conn)
     try:
         with conn._pipeline:
@@ -209,8 +223,23 @@ class Pool:
         self._closed = False
 
     @contextmanager
-    def connection(self, begin: Sequence[bytes]) -> Iterator[Connection]:
-        """A connection on which these statements have run: the proof that it is alive.
+    def transaction(self, begin: Sequence[bytes], end: bytes) -> Iterator[Connection]:
+        """A `batch` that begins and ends with these statements: they are sent with others, and take no round trip more.
+
+        Raises:
+            TransientError: all are in use, and none came free in time.
+            psycopg.Error: the server cannot be reached.
+        """
+        with self.connection() as conn, batch(conn):
+            for statement in begin:
+                conn.execute(statement)
+            yield conn
+            if conn.pgconn.pipeline_status != PipelineStatus.ABORTED:
+                conn.execute(end)
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A connection outside of any transaction; one that is left open is rolled back.
 
         Raises:
             TransientError: all are in use, and none came free in time.
@@ -221,7 +250,7 @@ class Pool:
             raise TransientError(f"all {self._size} connections were in use for {self._timeout} seconds; try again")
         self._held.depth = depth + 1
         try:
-            conn = self._begun(begin)
+            conn = self._take() or connect(self._conninfo)
             try:
                 yield conn
             finally:
@@ -231,23 +260,14 @@ class Pool:
             if not depth:
                 self._free.release()
 
-    def _begun(self, begin: Sequence[bytes]) -> Connection:
+    def _take(self) -> Connection | None:
+        """An idle connection that the server has not ended."""
         while True:
             with self._lock:
                 conn = self._idle.pop() if self._idle else None
-            is_new = conn is None
-            if conn is None:
-                conn = connect(self._conninfo)
-            try:
-                with batch(conn):
-                    for statement in begin:
-                        conn.execute(statement)
-            except psycopg.Error:
-                conn.close()
-                if is_new:
-                    raise
-            else:
+            if conn is None or _is_open(conn):
                 return conn
+            conn.close()
 
     def _give_back(self, conn: Connection) -> None:
         try:
