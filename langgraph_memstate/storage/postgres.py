@@ -207,6 +207,8 @@ class PostgresStorage(Storage):
                 stale = self._apply_together(commits)  # nothing has landed; perhaps another connection works
         except _Lost as error:
             return [storage_error(error.cause, "committing")] * len(commits)
+        except psycopg.errors.LockNotAvailable as error:  # nor would another of the group have had its turn
+            return [storage_error(error, "committing")] * len(commits)
         except _Unknown as error:
             return [error] * len(commits)
         except Exception as error:
@@ -393,7 +395,7 @@ class PostgresStorage(Storage):
         self._check_open()
         assert self._pool is not None
         try:
-            with self._pool.transaction(self._snapshot, b"ROLLBACK") as conn:
+            with self._pool.transaction(self._snapshot) as conn:
                 yield conn
         except psycopg.Error as error:
             raise storage_error(error, "reading") from error

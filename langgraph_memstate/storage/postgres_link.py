@@ -223,8 +223,8 @@ class Pool:
         self._closed = False
 
     @contextmanager
-    def transaction(self, begin: Sequence[bytes], end: bytes) -> Iterator[Connection]:
-        """A `batch` that begins and ends with these statements: they are sent with others, and take no round trip more.
+    def transaction(self, begin: Sequence[bytes]) -> Iterator[Connection]:
+        """A `batch` that begins with these statements, which are sent with the first that is waited for.
 
         Raises:
             TransientError: all are in use, and none came free in time.
@@ -235,7 +235,7 @@ class Pool:
                 conn.execute(statement)
             yield conn
             if conn.pgconn.pipeline_status != PipelineStatus.ABORTED:
-                conn.execute(end)
+                conn.execute(b"COMMIT")  # after a ROLLBACK the driver forgets what it has prepared
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
