@@ -224,18 +224,25 @@ class Pool:
 
     @contextmanager
     def transaction(self, begin: Sequence[bytes]) -> Iterator[Connection]:
-        """A `batch` that begins with these statements, which are sent with the first that is waited for.
+        """A `batch` that begins with these statements, which are sent with the first that is waited for. It only reads.
 
         Raises:
             TransientError: all are in use, and none came free in time.
             psycopg.Error: the server cannot be reached.
         """
-        with self.connection() as conn, batch(conn):
-            for statement in begin:
-                conn.execute(statement)
-            yield conn
-            if conn.pgconn.pipeline_status != PipelineStatus.ABORTED:
-                conn.execute(b"COMMIT")  # after a ROLLBACK the driver forgets what it has prepared
+        with self.connection() as conn:
+            is_answered = False
+            try:
+                with batch(conn):
+                    for statement in begin:
+                        conn.execute(statement)
+                    yield conn
+                    is_answered = True
+                    if conn.pgconn.pipeline_status != PipelineStatus.ABORTED:
+                        conn.execute(b"END")  # no ROLLBACK: the driver would forget what it has prepared
+            except psycopg.Error:
+                if not (is_answered and is_lost(conn)):
+                    raise
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
