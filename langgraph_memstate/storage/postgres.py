@@ -1,8 +1,10 @@
 """PostgreSQL: one connection that writes, a pool of connections that read, any number of processes and machines.
 
-No connection keeps state between two transactions (settings and locks end with the transaction, nothing is prepared),
-so a pooler such as PgBouncer may stand in between. A transaction notes its number in a row of its storage, in the very
-transaction: after a connection that was lost during COMMIT, that row says whether the commit arrived.
+A commit is sent whole and waits once: what has to be looked up or checked between its statements, functions of the
+database do (see sql/postgres_0002.sql). No connection keeps state between two transactions but the statements it has
+prepared, and those only where no pooler such as PgBouncer stands in between: settings and locks end with the
+transaction. A transaction notes its number in a row of its storage: after a connection that was lost during COMMIT, that
+row says whether the commit arrived.
 """
 
 from __future__ import annotations
@@ -228,9 +230,10 @@ class PostgresStorage(Storage):
         All is sent at once, the COMMIT too: unless an operation has to know an answer, one round trip is all it takes.
 
         Raises:
+            MemStateError: a commit may not land as it is; none of them did.
             psycopg.Error: the server refused something; nothing landed.
             _Lost: nor did anything, for want of a connection.
-            _Unknown: the connection was lost.
+            _Unknown: the connection was lost, and the server stays away.
         """
         try:
             conn = self._open_writer()

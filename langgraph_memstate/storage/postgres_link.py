@@ -191,10 +191,8 @@ class _Batch(psycopg.Pipeline):
 
 @contextmanager
 def batch(conn: Connection) -> Iterator[None]:
-    """Statements that are sent together, and waited for only where an answer is fetched. One may lie in another."""
-    if conn._pipeline is not None:
-        yield
-        return
+    """Statements that are sent together, and waited for only where an answer is fetched."""
+    assert conn._pipeline is None
     conn._pipeline = _Batch(conn)
     try:
         with conn._pipeline:

@@ -1,4 +1,7 @@
-"""How PostgreSQL appends to the log, binds vectors and keeps the outbox. Whole batches are one statement each."""
+"""How PostgreSQL appends to the log, binds vectors and keeps the outbox. Whole batches are one statement each.
+
+What an append means, the database itself works out, draft by draft: see `append` in postgres_0002.sql.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,6 @@ _DRAFT = (
 _DRAFT_TYPES = (
     "text text text text text text bigint float8 text float8 text int text text text text text text text text float8"
 )
-
-
 # The database finds out what a draft supersedes, and its sequence; both have their place among the columns.
 _APPEND = (
     "SELECT append(ROW(0, version, (SELECT coalesce(max(seq), 0) + 1 FROM facts), ns, key, op, type, value, NULL, "

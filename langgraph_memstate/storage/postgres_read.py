@@ -32,7 +32,7 @@ from langgraph_memstate.storage.operations import PutIndexMeta
 from langgraph_memstate.storage.packing import unpacked
 from langgraph_memstate.storage.postgres_checks import narrowed, sought
 from langgraph_memstate.storage.postgres_claims import HELD
-from langgraph_memstate.storage.postgres_link import Connection, Cursor, batch, run
+from langgraph_memstate.storage.postgres_link import Connection, Cursor, run
 from langgraph_memstate.storage.postgres_vectors import VectorTables, neighbours
 from langgraph_memstate.storage.postgres_write import NOT_LANDED, THIS_STEP
 from langgraph_memstate.storage.rows import COLUMNS, ITEM, LOG, load_paths, log_entry_of, record_of, scored_of
@@ -118,9 +118,8 @@ class PostgresReader(Reader):
         """The rows of a query that may have many, in chunks."""
         name = f"rows_{next(_cursors)}"
         chunk = _FIRST_CHUNK
-        with batch(self._conn):
-            run(self._conn, f"DECLARE {name} NO SCROLL CURSOR FOR {query}", **parameters)
-            rows = run(self._conn, f"FETCH {chunk} FROM {name}").fetchall()
+        run(self._conn, f"DECLARE {name} NO SCROLL CURSOR FOR {query}", **parameters)
+        rows = run(self._conn, f"FETCH {chunk} FROM {name}").fetchall()
         while True:
             yield from rows
             if len(rows) < chunk:

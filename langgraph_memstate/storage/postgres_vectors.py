@@ -20,7 +20,7 @@ from langgraph_memstate.errors import IndexConfigError
 from langgraph_memstate.facts import encode_namespace, namespace_range
 from langgraph_memstate.storage.operations import PutIndexed
 from langgraph_memstate.storage.postgres_checks import narrowed
-from langgraph_memstate.storage.postgres_link import Connection, Cursor, Encoded, batch, run
+from langgraph_memstate.storage.postgres_link import Connection, Cursor, Encoded, run
 from langgraph_memstate.storage.rows import COLUMNS, ITEM, scored_of
 from langgraph_memstate.storage.values import BuiltFrom, IndexedRow, Nearest, Neighbours
 
@@ -254,13 +254,12 @@ def neighbours(conn: Connection, tables: VectorTables, question: Nearest) -> Nei
     known = tables.places.get(question.index)
     while True:
         try:
-            with batch(conn):
-                _set_search(conn, question.count)
-                query = "SELECT number, element FROM vector_tables WHERE index_name = %s"
-                current = run(conn, query, question.index)
-                found = None if known is None else _near(conn, known, tables.extension, question)
-                row = current.fetchone()
-                rows = [] if found is None else found.fetchall()
+            _set_search(conn, question.count)
+            query = "SELECT number, element FROM vector_tables WHERE index_name = %s"
+            current = run(conn, query, question.index)
+            found = None if known is None else _near(conn, known, tables.extension, question)
+            row = current.fetchone()
+            rows = [] if found is None else found.fetchall()
         except psycopg.errors.UndefinedTable:
             tables.places.pop(question.index, None)
             return None
