@@ -3,8 +3,8 @@
 A commit is sent whole and waits once: what has to be looked up or checked between its statements, functions of the
 database do (see sql/postgres_0002.sql). No connection keeps state between two transactions but the statements it has
 prepared, and those only where no pooler such as PgBouncer stands in between: settings and locks end with the
-transaction. A transaction notes its number in a row of its storage: after a connection that was lost during COMMIT, that
-row says whether the commit arrived.
+transaction. A transaction notes its number in a row of its storage: after a connection that was lost during COMMIT,
+that row says whether the commit arrived.
 """
 
 from __future__ import annotations
