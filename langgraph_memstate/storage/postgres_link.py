@@ -16,9 +16,9 @@ import psycopg
 from psycopg.abc import Buffer, PQGen
 from psycopg.adapt import Dumper, Loader
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.generators import send
 from psycopg.pq import Format, PipelineStatus
 from psycopg.types.string import StrDumper
+from psycopg.waiting import Ready, Wait
 
 from langgraph_memstate.errors import (
     CommitRaced,
@@ -184,8 +184,11 @@ class _Batch(psycopg.Pipeline):
         yield from ()
 
     def _fetch_gen(self, *, flush: bool) -> PQGen[None]:
-        if not flush:
-            yield from send(self.pgconn)
+        if self.result_queue and self.result_queue[-1] is None:  # a Sync, after which the server answers unasked
+            flush = False
+            while self.pgconn.flush():
+                if (yield Wait.RW) & Ready.R:
+                    self.pgconn.consume_input()
         yield from super()._fetch_gen(flush=flush)
 
 
