@@ -42,7 +42,6 @@ from langgraph_memstate.storage.postgres_link import (
     Connection,
     Cursor,
     Pool,
-    batch,
     connect,
     is_lost,
     run,
@@ -244,7 +243,7 @@ class PostgresStorage(Storage):
         is_decided = False
         try:
             copies = any(isinstance(op, Load) for commit in commits for op in commit)
-            with nullcontext() if copies else batch(conn):
+            with nullcontext() if copies else conn.pipeline():
                 conn.execute(b"BEGIN")
                 self._wait_turn(conn, *locks(self._schema, commits), number)
                 places = Places(conn)
@@ -410,7 +409,7 @@ class PostgresStorage(Storage):
         assert self._pool is not None
         try:
             with self._pool.connection() as conn:
-                with batch(conn):
+                with conn.pipeline():
                     conn.execute(b"BEGIN")
                     self._wait_turn(conn, lock_key(turn + self._schema))
                 yield conn

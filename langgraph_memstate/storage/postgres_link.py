@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import psycopg
-from psycopg.abc import Buffer, PQGen
+from psycopg.abc import Buffer
 from psycopg.adapt import Dumper, Loader
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Format, PipelineStatus
 from psycopg.types.string import StrDumper
-from psycopg.waiting import Ready, Wait
 
 from langgraph_memstate.errors import (
     CommitRaced,
@@ -150,7 +149,7 @@ def connect(conninfo: str) -> Connection:
 
 
 def run(conn: Connection, query: str, *parameters: Any, **named: Any) -> Cursor:
-    """Send one statement; its parameters are bound. Inside a `batch`, only what is fetched is waited for."""
+    """Send one statement; its parameters are bound. Inside a pipeline, only what is fetched is waited for."""
     return conn.execute(query.encode(), named or parameters, binary=True)
 
 
@@ -169,39 +168,6 @@ def run_rows(conn: Connection, query: str, types: str, rows: Sequence[Sequence[A
         named[f"column{number}"] = [float(one) if as_floats and one is not None else one for one in values]
     table = ", ".join(f"%(column{number})s::{type_}[]" for number, type_ in enumerate(names))
     return run(conn, query.replace("{rows}", f"ROWS FROM (unnest({table}))"), **named)
-
-
-class _Batch(psycopg.Pipeline):
-    """A pipeline that sends nothing before an answer is asked for.
-
-    psycopg's own sends each statement by itself and looks for answers each time: calls of the system, of which each may
-    hand the interpreter to another thread, and a server that is woken as often.
-    """
-
-    def _communicate_gen(self) -> PQGen[None]:
-        while self.command_queue:
-            self.command_queue.popleft()()  # into libpq's buffer
-        yield from ()
-
-    def _fetch_gen(self, *, flush: bool) -> PQGen[None]:
-        if self.result_queue and self.result_queue[-1] is None:  # a Sync, after which the server answers unasked
-            flush = False
-            while self.pgconn.flush():
-                if (yield Wait.RW) & Ready.R:
-                    self.pgconn.consume_input()
-        yield from super()._fetch_gen(flush=flush)
-
-
-@contextmanager
-def batch(conn: Connection) -> Iterator[None]:
-    """Statements that are sent together, and waited for only where an answer is fetched."""
-    assert conn._pipeline is None
-    conn._pipeline = _Batch(conn)
-    try:
-        with conn._pipeline:
-            yield
-    finally:
-        conn._pipeline = None
 
 
 # -- the pool ---------------------------------------------------------------------------------------
@@ -225,7 +191,7 @@ class Pool:
 
     @contextmanager
     def transaction(self, begin: Sequence[bytes]) -> Iterator[Connection]:
-        """A `batch` that begins with these statements, which are sent with the first that is waited for. It only reads.
+        """A pipeline that begins with these statements; they wait for nothing. It only reads.
 
         Raises:
             TransientError: all are in use, and none came free in time.
@@ -234,7 +200,7 @@ class Pool:
         with self.connection() as conn:
             is_answered = False
             try:
-                with batch(conn):
+                with conn.pipeline():
                     for statement in begin:
                         conn.execute(statement)
                     yield conn

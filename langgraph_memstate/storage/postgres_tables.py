@@ -9,7 +9,7 @@ from langgraph_memstate.errors import StorageError
 from langgraph_memstate.facts import Namespace
 from langgraph_memstate.storage import postgres_vectors as vectors
 from langgraph_memstate.storage.base import IndexTable
-from langgraph_memstate.storage.postgres_link import Connection, batch, run
+from langgraph_memstate.storage.postgres_link import Connection, run
 from langgraph_memstate.storage.postgres_vectors import Place, VectorTables
 from langgraph_memstate.storage.values import BuiltFrom
 
@@ -36,14 +36,14 @@ class PostgresIndexTable(IndexTable):
 
     def make(self, built: BuiltFrom) -> None:
         assert self._tables.extension is not None
-        with self._writing() as conn, batch(conn):
+        with self._writing() as conn, conn.pipeline():
             place = vectors.make(conn, self._name, built, self._tables.extension)
         self._tables.places[self._name] = place
 
     def put(self, built: BuiltFrom, rows: Sequence[tuple[str, Namespace, bytes]], deletes: Sequence[str]) -> None:
         with self._writing() as conn:
             place = self._place(conn, built)
-            with batch(conn):
+            with conn.pipeline():
                 vectors.put(conn, place, rows, deletes)
 
     def nearest(self, built: BuiltFrom, vector: bytes, count: int, prefix: Sequence[str]) -> list[str]:
