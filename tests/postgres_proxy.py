@@ -23,6 +23,7 @@ class Line:
     """Forwards connections to a server's socket.
 
     `breaks`: the next COMMIT is lost, or its answer is. `pools`: it numbers server processes itself, as poolers do.
+    `trips`: how often something was sent after an answer, or first of all.
     """
 
     def __init__(self, server: str, folder: Path) -> None:
@@ -30,6 +31,7 @@ class Line:
         self.breaks: When | None = None
         self.pools = False
         self.broken = 0
+        self.trips = 0
         self._server = server
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / SOCKET))
@@ -56,12 +58,22 @@ class Line:
             except OSError:
                 client.close()
                 continue
+            answered = threading.Event()
+            answered.set()
             for source, target in ((client, server), (server, client)):
-                threading.Thread(target=self._forward, args=(source, target, source is client), daemon=True).start()
+                arguments = (source, target, source is client, answered)
+                threading.Thread(target=self._forward, args=arguments, daemon=True).start()
 
-    def _forward(self, source: socket.socket, target: socket.socket, is_client: bool) -> None:
+    def _forward(
+        self, source: socket.socket, target: socket.socket, is_client: bool, answered: threading.Event
+    ) -> None:
         with suppress(OSError):
             while sent := source.recv(65536):
+                if not is_client:
+                    answered.set()
+                elif answered.is_set():
+                    answered.clear()
+                    self.trips += 1
                 if self.pools and not is_client:
                     sent = _KEY.sub(lambda found: found[1] + b"\0\0\0\7" + found[2], sent)
                 if is_client and self.breaks is not None and b"COMMIT\0" in sent:

@@ -45,10 +45,11 @@ class Server:
         return psycopg.connect(self.uri, autocommit=True)
 
     def cut(self) -> int:
-        """End every other connection, as a restart of the server would; how many there were."""
+        """End every other connection, as a restart of the server would, and wait for it; how many there were."""
         with self.connect() as conn:
             query = (
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname <> ''"
+                "SELECT pg_terminate_backend(pid, 5_000) FROM pg_stat_activity "
+                "WHERE pid <> pg_backend_pid() AND datname <> ''"
             )
             return len(conn.execute(query).fetchall())
 

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
+from uuid import uuid4
 
 import pytest
 from langgraph.graph import END, START, StateGraph
@@ -30,6 +31,7 @@ from langgraph_memstate.errors import (
     TransientError,
     VectorSyncError,
 )
+from tests.benchmarks.work import checkpoint_chain, pending_writes
 
 psycopg = pytest.importorskip("psycopg", reason="the extra [postgres] is not installed")
 
@@ -279,6 +281,63 @@ def test_statements_are_prepared_where_no_pooler_stands_in_between(postgres: Ser
             conn = memory.storage._writer
             (prepared,) = conn.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()
     assert bool(prepared) is not pools
+
+
+def test_what_waits_for_the_server_waits_once(postgres: Server, schema: str) -> None:
+    """Twice where it reads: once for the answer and once for the end."""
+    with line_to(postgres.uri) as line, MemoryStore(PostgresStorage(line.uri, schema=schema)) as memory:
+        saver, store = memory.checkpointer, memory.store
+        chain = checkpoint_chain("t")
+        config = saver.put(*next(chain))
+        task = pending_writes(config)
+        latest = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+        calls: dict[str, tuple[int, Callable[[], object]]] = {
+            "put": (1, lambda: saver.put(*next(chain))),
+            "put_writes": (1, lambda: saver.put_writes(*next(task))),
+            "a new item": (1, lambda: store.put(("a",), uuid4().hex, {"n": 1})),
+            "an item again": (1, lambda: store.put(("a",), "same", {"n": 1})),
+            "get": (2, lambda: store.get(("a",), "same")),
+            "get_tuple": (3, lambda: saver.get_tuple(latest)),
+        }
+        trips = {}
+        for name, (_, call) in calls.items():
+            for _ in range(8):  # by then the driver has prepared its statements
+                call()
+            before = line.trips
+            call()
+            trips[name] = line.trips - before
+        assert trips == {name: expected for name, (expected, _) in calls.items()}
+
+
+def test_what_is_large_is_sent_whole(memory: MemoryStore) -> None:
+    """More than the buffers of driver and socket hold, in both directions at once."""
+    texts = [f"{number}" * 1_000_000 for number in range(8)]
+    memory.commit([note(f"{number}", text=text) for number, text in enumerate(texts)])
+    assert [memory.get("note", f"{number}").payload["text"] for number in range(8)] == texts
+
+
+def test_a_checkpoint_that_takes_the_place_of_another_frees_its_values(memory: MemoryStore) -> None:
+    config, checkpoint, metadata, versions = next(checkpoint_chain("t"))
+    for text in ("first", "second"):
+        checkpoint["channel_values"] = {"profile": {"text": text}}
+        memory.checkpointer.put(config, checkpoint, metadata, versions)
+        assert memory.stats()["channel_values"] == 1
+
+
+def test_a_schema_of_the_first_version_is_brought_up_to_date(
+    postgres: Server, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "MIGRATIONS", module.MIGRATIONS[:1])
+        old = postgres.storage(schema)
+        store_id = old.open()
+        old.close()
+    new = postgres.storage(schema)
+    assert new.open() == store_id
+    new.close()
+    with MemoryStore(postgres.storage(schema)) as memory:
+        memory.commit(note("a"))
+        assert keys(memory) == ["a"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

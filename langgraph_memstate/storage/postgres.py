@@ -1,8 +1,10 @@
 """PostgreSQL: one connection that writes, a pool of connections that read, any number of processes and machines.
 
-No connection keeps state between two transactions (settings and locks end with the transaction, nothing is prepared),
-so a pooler such as PgBouncer may stand in between. A transaction notes its number in a row of its storage, in the very
-transaction: after a connection that was lost during COMMIT, that row says whether the commit arrived.
+A commit is sent whole and waits once: what has to be looked up or checked between its statements, functions of the
+database do (see sql/postgres_0002.sql). No connection keeps state between two transactions but the statements it has
+prepared, and those only where no pooler such as PgBouncer stands in between: settings and locks end with the
+transaction. A transaction notes its number in a row of its storage: after a connection that was lost during COMMIT,
+that row says whether the commit arrived.
 """
 
 from __future__ import annotations
@@ -36,20 +38,31 @@ from langgraph_memstate.errors import (
 from langgraph_memstate.storage.base import COUNTED, IndexTable, Reader, Storage
 from langgraph_memstate.storage.operations import Commit, Load
 from langgraph_memstate.storage.postgres_claims import claim, release
-from langgraph_memstate.storage.postgres_link import Connection, Pool, connect, is_lost, run, storage_error
+from langgraph_memstate.storage.postgres_link import (
+    Connection,
+    Cursor,
+    Pool,
+    connect,
+    is_lost,
+    run,
+    storage_error,
+)
 from langgraph_memstate.storage.postgres_read import PostgresReader
 from langgraph_memstate.storage.postgres_tables import PostgresIndexTable
 from langgraph_memstate.storage.postgres_vectors import Places, VectorTables, schema_of_extension
-from langgraph_memstate.storage.postgres_write import lock, lock_key, run_op
+from langgraph_memstate.storage.postgres_write import Sweep, lock_key, locks, run_op
 from langgraph_memstate.storage.values import OutboxRow
 
-MIGRATIONS = ("postgres_0001.sql",)
+MIGRATIONS = ("postgres_0001.sql", "postgres_0002.sql")
 OLDEST_SERVER = 130_000  # gin, generated columns and identity are older; 13 is the oldest release that was supported
 _RESOLVE = 15.0  # seconds in which a lost server may come back and say whether a commit arrived
-_SET = "SELECT set_config(name, setting, true) FROM unnest(%s::text[], %s::text[]) AS local (name, setting)"
 _FORGOTTEN = "seen_at < now() - interval '30 days'"
 
 logger = logging.getLogger("langgraph_memstate")
+
+
+class _Unknown(TransientError):
+    """Whether commits landed could not be found out."""
 
 
 class _Lost(Exception):
@@ -91,12 +104,10 @@ class PostgresStorage(Storage):
         self._here = b"SET LOCAL search_path TO " + name
         self._snapshot = (b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", self._here)
         # A writer that waits too long gives up; one whose machine is gone must not keep the others waiting.
-        patience = str(int(max(timeout, 0.001) * 1_000))
-        self._settings = {
-            "search_path": name.decode(),
-            "lock_timeout": patience,
-            "idle_in_transaction_session_timeout": patience,
-        }
+        self._path, self._patience = name.decode(), str(int(max(timeout, 0.001) * 1_000))
+        self._durability: str | None = None
+        turn = "take_turn(%s, %s, %s::text, %s::bigint, %s::bigint[], %s, %s::bigint)"
+        self._take_turn = f"SELECT {self._path.replace('%', '%%')}.{turn}"
 
     # -- opening ------------------------------------------------------------------------------------
 
@@ -139,7 +150,7 @@ class PostgresStorage(Storage):
         if encoding != "UTF8":
             raise DatabaseOpenError(f"the database is encoded in {encoding}; create one with ENCODING 'UTF8'")
         if durability == "off":
-            self._settings["synchronous_commit"] = "on"
+            self._durability = "on"
         with conn.transaction():
             run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(self._schema))
             if run(conn, "SELECT 1 FROM pg_namespace WHERE nspname = %s", self._schema).fetchone() is None:
@@ -192,49 +203,56 @@ class PostgresStorage(Storage):
         self._check_open()
         try:
             try:
-                return self._apply_together(commits)
+                stale = self._apply_together(commits)
             except _Lost:
-                return self._apply_together(commits)  # nothing has landed; perhaps another connection works
+                stale = self._apply_together(commits)  # nothing has landed; perhaps another connection works
         except _Lost as error:
             return [storage_error(error.cause, "committing")] * len(commits)
-        except TransientError as error:
+        except psycopg.errors.LockNotAvailable as error:  # nor would another of the group have had its turn
+            return [storage_error(error, "committing")] * len(commits)
+        except _Unknown as error:
             return [error] * len(commits)
-        except psycopg.Error as error:
+        except Exception as error:
             if len(commits) == 1:
-                return [storage_error(error, "committing")]
-        # The shared transaction is gone. One commit may be to blame, so each gets its own.
-        return [outcome for commit in commits for outcome in self.apply((commit,))]
+                return [_outcome(error)]
+        else:
+            for thread_id in stale:
+                self._sweep(thread_id)
+            return [None] * len(commits)
+        # Nothing of the group has landed. One commit may be to blame: it is found by halving.
+        half = len(commits) // 2
+        return [*self.apply(commits[:half]), *self.apply(commits[half:])]
 
-    def _apply_together(self, commits: Sequence[Commit]) -> list[BaseException | None]:
-        """Land commits in one transaction.
+    def _apply_together(self, commits: Sequence[Commit | tuple[Sweep]]) -> set[str]:
+        """Land commits in one transaction, and return the threads that have to be swept.
+
+        All is sent at once, the COMMIT too: unless an operation has to know an answer, one round trip is all it takes.
 
         Raises:
+            MemStateError: a commit may not land as it is; none of them did.
             psycopg.Error: the server refused something; nothing landed.
             _Lost: nor did anything, for want of a connection.
-            TransientError: the connection was lost, and whether the commits landed is not known.
+            _Unknown: the connection was lost, and the server stays away.
         """
         try:
             conn = self._open_writer()
         except psycopg.OperationalError as error:
             raise _Lost(error) from error
-        outcomes: list[BaseException | None] = []
+        stale: list[Cursor] = []
         number = self._committed + 1
         is_decided = False
         try:
             copies = any(isinstance(op, Load) for commit in commits for op in commit)
             with nullcontext() if copies else conn.pipeline():
                 conn.execute(b"BEGIN")
-                run(conn, _SET, list(self._settings), list(self._settings.values()))
-                lock(conn, self._schema, commits)
+                self._wait_turn(conn, *locks(self._schema, commits), number)
                 places = Places(conn)
                 for commit in commits:
-                    outcomes.append(self._apply_one(conn, commit, places, alone=len(commits) == 1))
-                if all(outcome is not None for outcome in outcomes):
-                    conn.execute(b"ROLLBACK")
-                else:
-                    run(conn, "UPDATE writers SET committed = %s, seen_at = now() WHERE id = %s", number, self._id)
-                    is_decided = True
-                    conn.execute(b"COMMIT")
+                    for op in commit:
+                        if (found := run_op(conn, op, places)) is not None:
+                            stale.append(found)
+                is_decided = True
+                conn.execute(b"COMMIT")
         except BaseException as error:
             if not is_lost(conn):
                 conn.rollback()
@@ -245,36 +263,21 @@ class PostgresStorage(Storage):
                 raise
             if not is_decided or not self._has_landed(number):
                 raise _Lost(error) from error
-        if is_decided:
-            self._committed = number
-        return outcomes
+            stale.clear()  # what it said was lost with it
+        self._committed = number
+        return {thread_id for cursor in stale for (thread_id,) in cursor}
 
-    def _apply_one(self, conn: Connection, commit: Commit, places: Places, *, alone: bool) -> BaseException | None:
-        """Run one commit, under a savepoint unless it is alone. What the server refuses is raised, perhaps later."""
-        if not alone:
-            conn.execute(b"SAVEPOINT one")
+    def _wait_turn(
+        self, conn: Connection, everybody: int, threads: list[int] | None = None, number: int | None = None
+    ) -> None:
+        writer = None if number is None else self._id
+        run(conn, self._take_turn, self._path, self._patience, self._durability, everybody, threads, writer, number)
+
+    def _sweep(self, thread_id: str) -> None:
         try:
-            for op in commit:
-                run_op(conn, op, places)
-        except psycopg.errors.Error as error:
-            if error.sqlstate is None and isinstance(error, psycopg.DataError):  # it was never sent
-                outcome: BaseException = StorageError(f"a value does not fit the database: {error}")
-                outcome.__cause__ = error
-            else:
-                raise
-        except MemStateError as error:
-            outcome = error
-        except Exception as error:
-            outcome = StorageError(f"a value does not fit the database: {error!r}")
-            outcome.__cause__ = error
-        else:
-            if not alone:
-                conn.execute(b"RELEASE one")
-            return None
-        if not alone:
-            conn.execute(b"ROLLBACK TO one")
-            conn.execute(b"RELEASE one")
-        return outcome
+            self._apply_together(((Sweep(thread_id),),))
+        except (psycopg.Error, _Lost, MemStateError) as error:
+            logger.debug("values of a checkpoint that was put again stay until the next sweep: %s", error)
 
     def _open_writer(self) -> Connection:
         self._check_open()
@@ -302,7 +305,7 @@ class PostgresStorage(Storage):
         """Whether the transaction with this number committed, as the server says once it is back.
 
         Raises:
-            TransientError: the server stays away.
+            _Unknown: the server stays away.
         """
         deadline = time.monotonic() + _RESOLVE
         while True:
@@ -317,7 +320,7 @@ class PostgresStorage(Storage):
             except psycopg.Error as error:
                 self._drop_writer()
                 if time.monotonic() > deadline:
-                    raise TransientError(
+                    raise _Unknown(
                         "committing: the connection was lost, and the server did not come back to say whether the "
                         f"commit landed; it did whole or not at all ({error})"
                     ) from error
@@ -378,7 +381,7 @@ class PostgresStorage(Storage):
         assert self._pool is not None
         if self._tables.extension is None:
             try:
-                with self._pool.connection((b"SELECT",)) as conn:
+                with self._pool.connection() as conn:
                     self._tables.extension = schema_of_extension(conn)
             except psycopg.Error as error:
                 raise storage_error(error, "looking for pgvector") from error
@@ -394,7 +397,7 @@ class PostgresStorage(Storage):
         self._check_open()
         assert self._pool is not None
         try:
-            with self._pool.connection(self._snapshot) as conn:
+            with self._pool.transaction(self._snapshot) as conn:
                 yield conn
         except psycopg.Error as error:
             raise storage_error(error, "reading") from error
@@ -405,10 +408,10 @@ class PostgresStorage(Storage):
         self._check_open()
         assert self._pool is not None
         try:
-            with self._pool.connection((b"BEGIN",)) as conn:
+            with self._pool.connection() as conn:
                 with conn.pipeline():
-                    run(conn, _SET, list(self._settings), list(self._settings.values()))
-                    run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(turn + self._schema))
+                    conn.execute(b"BEGIN")
+                    self._wait_turn(conn, lock_key(turn + self._schema))
                 yield conn
                 conn.commit()
         except psycopg.Error as error:
@@ -423,6 +426,23 @@ class PostgresStorage(Storage):
             return  # in a fork: the connections are the parent's
         pool.close()
         self._drop_writer()
+
+
+def _outcome(error: Exception) -> MemStateError:
+    """What a commit's caller is told."""
+    match error:
+        case MemStateError():
+            return error
+        case psycopg.Error() if error.sqlstate is not None:
+            outcome = storage_error(error, "committing")
+        case psycopg.DataError():  # it was never sent
+            outcome = StorageError(f"a value does not fit the database: {error}")
+        case psycopg.Error():
+            outcome = storage_error(error, "committing")
+        case _:
+            outcome = StorageError(f"a value does not fit the database: {error!r}")
+    outcome.__cause__ = error
+    return outcome
 
 
 def _unreachable(error: psycopg.Error) -> DatabaseOpenError:

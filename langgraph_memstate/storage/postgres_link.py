@@ -16,10 +16,11 @@ import psycopg
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper, Loader
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import Format
+from psycopg.pq import Format, PipelineStatus
 from psycopg.types.string import StrDumper
 
 from langgraph_memstate.errors import (
+    CommitRaced,
     CorruptRowError,
     DatabaseOpenError,
     DiskFullError,
@@ -35,6 +36,7 @@ Cursor = psycopg.Cursor[tuple[Any, ...]]
 
 _PREPARED_AFTER, _PREPARED_MAX = 3, 300  # uses of a statement, and statements of a connection
 _CONNECT_TIMEOUT = 10  # seconds, where the connection string does not say
+_RACED = "MS001"  # what our own functions raise
 _CLASSES: dict[str, tuple[type[MemStateError], str]] = {
     "08": (TransientError, "the connection was lost; try again"),
     "25006": (ReadOnlyError, "the server takes no writes; connect to the primary"),
@@ -56,6 +58,8 @@ _CLASSES: dict[str, tuple[type[MemStateError], str]] = {
 def storage_error(error: psycopg.Error, doing: str) -> MemStateError:
     """The error of our tree that an error of the driver means."""
     text = str(error).strip().partition("\n")[0]
+    if error.sqlstate == _RACED:
+        return CommitRaced(text)
     state = error.sqlstate or ("" if not isinstance(error, psycopg.OperationalError) else "08")
     for length in (5, 3, 2):
         if (known := _CLASSES.get(state[:length])) is not None:
@@ -67,6 +71,16 @@ def storage_error(error: psycopg.Error, doing: str) -> MemStateError:
 def is_lost(conn: Connection) -> bool:
     """Whether a connection can only be thrown away."""
     return conn.closed or conn.info.status is not psycopg.pq.ConnStatus.OK
+
+
+def _is_open(conn: Connection) -> bool:
+    """Whether an idle connection still is, as far as one can know without asking the server."""
+    try:
+        for _ in range(2):  # a server that ends a connection says why, and then closes it
+            conn.pgconn.consume_input()
+    except psycopg.Error:
+        return False
+    return not is_lost(conn)
 
 
 # -- texts ------------------------------------------------------------------------------------------
@@ -176,8 +190,30 @@ class Pool:
         self._closed = False
 
     @contextmanager
-    def connection(self, begin: Sequence[bytes]) -> Iterator[Connection]:
-        """A connection on which these statements have run: the proof that it is alive.
+    def transaction(self, begin: Sequence[bytes]) -> Iterator[Connection]:
+        """A pipeline that begins with these statements; they wait for nothing. It only reads.
+
+        Raises:
+            TransientError: all are in use, and none came free in time.
+            psycopg.Error: the server cannot be reached.
+        """
+        with self.connection() as conn:
+            is_answered = False
+            try:
+                with conn.pipeline():
+                    for statement in begin:
+                        conn.execute(statement)
+                    yield conn
+                    is_answered = True
+                    if conn.pgconn.pipeline_status != PipelineStatus.ABORTED:
+                        conn.execute(b"END")  # no ROLLBACK: the driver would forget what it has prepared
+            except psycopg.Error:
+                if not (is_answered and is_lost(conn)):
+                    raise
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A connection outside of any transaction; one that is left open is rolled back.
 
         Raises:
             TransientError: all are in use, and none came free in time.
@@ -188,7 +224,7 @@ class Pool:
             raise TransientError(f"all {self._size} connections were in use for {self._timeout} seconds; try again")
         self._held.depth = depth + 1
         try:
-            conn = self._begun(begin)
+            conn = self._take() or connect(self._conninfo)
             try:
                 yield conn
             finally:
@@ -198,23 +234,14 @@ class Pool:
             if not depth:
                 self._free.release()
 
-    def _begun(self, begin: Sequence[bytes]) -> Connection:
+    def _take(self) -> Connection | None:
+        """An idle connection that the server has not ended."""
         while True:
             with self._lock:
                 conn = self._idle.pop() if self._idle else None
-            is_new = conn is None
-            if conn is None:
-                conn = connect(self._conninfo)
-            try:
-                with conn.pipeline():
-                    for statement in begin:
-                        conn.execute(statement)
-            except psycopg.Error:
-                conn.close()
-                if is_new:
-                    raise
-            else:
+            if conn is None or _is_open(conn):
                 return conn
+            conn.close()
 
     def _give_back(self, conn: Connection) -> None:
         try:

@@ -1,10 +1,12 @@
-"""How PostgreSQL appends to the log, binds vectors and keeps the outbox. Whole batches are one statement each."""
+"""How PostgreSQL appends to the log, binds vectors and keeps the outbox. Whole batches are one statement each.
+
+What an append means, the database itself works out, draft by draft: see `append` in postgres_0002.sql.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from langgraph_memstate.errors import CommitRaced
@@ -23,128 +25,43 @@ from langgraph_memstate.storage.operations import (
     Settle,
     Touch,
 )
-from langgraph_memstate.storage.postgres_checks import AT
 from langgraph_memstate.storage.postgres_claims import CLAIMED, RELEASE
 from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
 from langgraph_memstate.storage.postgres_vectors import Places, fill, remove, retire
 from langgraph_memstate.storage.values import EXACT
 
 _QUEUE = "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
-_FACT = (
-    "bigint text bigint text text text text text text bigint float8 text float8 text int text text text text text text "
-    "text text float8 float8"
+_DRAFT = (
+    "version, ns, key, op, type, value, undoes, created_at, index_paths, ttl, schema, schema_version, thread_id, "
+    "checkpoint_ns, checkpoint_id, task_id, node, run_id, actor, reason, ts"
 )
-_ITEM = "text text text bigint text text float8 float8 float8 float8"
-_COLUMNS = "ns, key, version, seq, type, value, created_at, updated_at, ttl, expires_at"
+_DRAFT_TYPES = (
+    "text text text text text text bigint float8 text float8 text int text text text text text text text text float8"
+)
+# The database finds out what a draft supersedes, and its sequence; both have their place among the columns.
+_APPEND = (
+    "SELECT append(ROW(0, version, (SELECT coalesce(max(seq), 0) + 1 FROM facts), ns, key, op, type, value, NULL, "
+    "undoes, created_at, index_paths, ttl, schema, schema_version, thread_id, checkpoint_ns, checkpoint_id, task_id, "
+    "node, run_id, actor, reason, ts, %(now)s::float8)::facts, %(if_expired)s::text[], %(known)s::text[]) "
+    f"FROM {{rows}} AS draft ({_DRAFT})"
+)
 
-Current = tuple[str, float, float | None]
-"""An item as far as its successor asks: version, when it came to be, when it expires."""
 
-
-def append(conn: Connection, op: Append, places: Places) -> None:
-    addresses = list({(encode_namespace(draft.namespace), draft.key) for draft in op.drafts})
-    places.ask()
-    last = run(conn, "SELECT coalesce(max(seq), 0) FROM facts")
-    names = run(conn, "SELECT name FROM indexes ORDER BY name")
-    landed = run(
-        conn, "SELECT version FROM facts WHERE version = ANY(%s::text[])", [draft.version for draft in op.drafts]
-    )
-    found = run_rows(conn, AT.format("version, created_at, expires_at"), "text text", addresses)
-    if found is None:
-        return
-    ((seq,),) = last.fetchall()
-    appended = _Appended(seq, {(ns, key): (*row,) for ns, key, *row in found}, {v for (v,) in landed.fetchall()})
-    for draft in op.drafts:
-        appended.take(draft, op.if_expired)
-    appended.write(conn)
-    _retire_vectors(conn, appended.superseded, places)
-    unknown = [name for (name,) in names.fetchall() if name not in op.indexes]
-    fresh = [row[2] for row, is_indexed in appended.items.values() if is_indexed]
-    leave = [(index, version) for version in fresh for index in unknown]
+def append(conn: Connection, op: Append) -> None:
     run_rows(
-        conn, _QUEUE + "SELECT name, 'embed', version, version, 0 FROM {rows} AS r (name, version)", "text text", leave
-    )
+        conn, _APPEND, _DRAFT_TYPES, [_row(draft) for draft in op.drafts],
+        now=time.time(), known=list(op.indexes), if_expired=None if op.if_expired is None else list(op.if_expired),
+    )  # fmt: skip
 
 
-class _Appended:
-    """What drafts, one after the other, make of the log and of the current items."""
-
-    def __init__(self, last: int, current: dict[tuple[str, str], Current], landed: set[str]) -> None:
-        self._first = last + 1
-        self._seq = last
-        self._current = current
-        self._landed = landed
-        self._facts: list[tuple[Any, ...]] = []
-        self._gone: set[tuple[str, str]] = set()
-        self.items: dict[tuple[str, str], tuple[tuple[Any, ...], bool]] = {}
-        """address -> its new row, and whether an index may hold it"""
-        self.superseded: list[str] = []
-
-    def take(self, draft: Draft, if_expired: frozenset[str] | None) -> None:
-        if draft.version in self._landed:
-            return
-        address = (encode_namespace(draft.namespace), draft.key)
-        old = self._current.get(address)
-        expired = old is not None and old[2] is not None and old[2] <= draft.ts
-        if if_expired is not None and not (expired and old is not None and old[0] in if_expired):
-            return
-        created_at = draft.created_at or (old[1] if old and not expired else draft.ts)
-        self._seq += 1
-        self._landed.add(draft.version)
-        self._facts.append(self._row(draft, address[0], old[0] if old else None, created_at))
-        if old is not None:
-            self.superseded.append(old[0])
-        if draft.op == "delete":
-            self._current.pop(address, None)
-            self.items.pop(address, None)
-            self._gone.add(address)
-            return
-        expires_at = None if draft.ttl is None else draft.ts + draft.ttl * 60
-        row = (
-            *address, draft.version, self._seq, draft.type, draft.value, created_at, draft.ts, draft.ttl, expires_at,
-        )  # fmt: skip
-        self._current[address] = (draft.version, created_at, expires_at)
-        self.items[address] = (row, draft.index is not False)
-        self._gone.discard(address)
-
-    def _row(self, draft: Draft, ns: str, supersedes: str | None, created_at: float) -> tuple[Any, ...]:
-        origin = draft.origin
-        return (
-            self._seq, draft.version, self._first, ns, draft.key, draft.op, draft.type, draft.value, supersedes,
-            draft.undoes, created_at if draft.op == "put" else None,
-            None if draft.index is None else json.dumps(draft.index, ensure_ascii=False), draft.ttl,
-            draft.schema, draft.schema_version, origin.thread_id, origin.checkpoint_ns, origin.checkpoint_id,
-            origin.task_id, origin.node, origin.run_id, origin.actor, origin.reason, draft.ts, time.time(),
-        )  # fmt: skip
-
-    def write(self, conn: Connection) -> None:
-        run_rows(conn, "INSERT INTO facts SELECT * FROM {rows} AS drafts", _FACT, self._facts)
-        run_rows(
-            conn,
-            "DELETE FROM items USING {rows} AS gone (ns, key) WHERE items.ns = gone.ns AND items.key = gone.key",
-            "text text",
-            sorted(self._gone),
-        )
-        updated = ", ".join(f"{column} = EXCLUDED.{column}" for column in _COLUMNS.split(", ")[2:])
-        run_rows(
-            conn,
-            f"INSERT INTO items ({_COLUMNS}) SELECT * FROM {{rows}} AS written "
-            f"ON CONFLICT (ns, key) DO UPDATE SET {updated}",
-            _ITEM,
-            [row for row, _ in self.items.values()],
-        )
-
-
-def _retire_vectors(conn: Connection, versions: Sequence[str], places: Places) -> None:
-    if not versions:
-        return
-    retire(conn, versions, places)
-    run(conn, f"DELETE FROM outbox WHERE version = ANY(%s::text[]) AND op <> 'delete' AND NOT {CLAIMED}", versions)
-    run(
-        conn,
-        _QUEUE + "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors "
-        "WHERE version = ANY(%s::text[]) AND index_name <> ALL(%s::text[]) ORDER BY id",
-        versions, [EXACT, *places.by_name],
+def _row(draft: Draft) -> tuple[Any, ...]:
+    origin = draft.origin
+    return (
+        draft.version, encode_namespace(draft.namespace), draft.key, draft.op, draft.type, draft.value, draft.undoes,
+        (draft.created_at or None) if draft.op == "put" else None,
+        None if draft.index is None else json.dumps(draft.index, ensure_ascii=False), draft.ttl,
+        draft.schema, draft.schema_version, origin.thread_id, origin.checkpoint_ns, origin.checkpoint_id,
+        origin.task_id, origin.node, origin.run_id, origin.actor, origin.reason, draft.ts,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from langgraph_memstate.storage.operations import PutIndexMeta
 from langgraph_memstate.storage.packing import unpacked
 from langgraph_memstate.storage.postgres_checks import narrowed, sought
 from langgraph_memstate.storage.postgres_claims import HELD
-from langgraph_memstate.storage.postgres_link import Connection, run
+from langgraph_memstate.storage.postgres_link import Connection, Cursor, run
 from langgraph_memstate.storage.postgres_vectors import VectorTables, neighbours
 from langgraph_memstate.storage.postgres_write import NOT_LANDED, THIS_STEP
 from langgraph_memstate.storage.rows import COLUMNS, ITEM, LOG, load_paths, log_entry_of, record_of, scored_of
@@ -56,6 +56,14 @@ from langgraph_memstate.storage.values import (
 )
 
 _HEAD = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, head_type, head, metadata, channels, value_ids"
+_WRITES, _BY_TASK = (
+    "SELECT task_id, task_path, channel, type, data, idx FROM writes WHERE ",
+    " ORDER BY task_path, task_id, idx",
+)
+_STAGED, _BY_TASK_ORD = (
+    f"SELECT task_id, task_path, draft FROM staged WHERE {NOT_LANDED} AND ",
+    " ORDER BY task_path, task_id, ord",
+)
 _VECTOR = "vectors.vector_id, vectors.ord, embeddings.vector"
 _LIVE = "(items.expires_at IS NULL OR items.expires_at > %(now)s)"
 _UNDER = "items.ns >= %(low)s AND items.ns < %(high)s"
@@ -91,6 +99,7 @@ class PostgresReader(Reader):
         self._tables = tables
         self._me = me
         self._seq = seq
+        self._staged: tuple[StepKey, Cursor] | None = None  # asked for already
         self._items = "items" if seq is None else _PAST
 
     def as_of(self, seq: int) -> PostgresReader:
@@ -109,9 +118,8 @@ class PostgresReader(Reader):
         """The rows of a query that may have many, in chunks."""
         name = f"rows_{next(_cursors)}"
         chunk = _FIRST_CHUNK
-        with self._conn.pipeline():
-            run(self._conn, f"DECLARE {name} NO SCROLL CURSOR FOR {query}", **parameters)
-            rows = run(self._conn, f"FETCH {chunk} FROM {name}").fetchall()
+        run(self._conn, f"DECLARE {name} NO SCROLL CURSOR FOR {query}", **parameters)
+        rows = run(self._conn, f"FETCH {chunk} FROM {name}").fetchall()
         while True:
             yield from rows
             if len(rows) < chunk:
@@ -123,18 +131,24 @@ class PostgresReader(Reader):
     # -- checkpoints --------------------------------------------------------------------------------
 
     def checkpoint(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
+        step: tuple[str, ...] = (thread_id, checkpoint_ns)
+        of_step = "thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = "
         if checkpoint_id is not None:
-            row = self._one(
-                f"SELECT {_HEAD} FROM checkpoints WHERE {THIS_STEP}",
-                thread_id, checkpoint_ns, checkpoint_id,
-            )  # fmt: skip
+            step, of_step = (*step, checkpoint_id), of_step + "%s"
         else:
-            row = self._one(
-                f"SELECT {_HEAD} FROM checkpoints WHERE thread_id = %s AND checkpoint_ns = %s "
-                "ORDER BY checkpoint_id DESC LIMIT 1",
-                thread_id, checkpoint_ns,
-            )  # fmt: skip
-        return None if row is None else self._stored(row)
+            of_step += (
+                "(SELECT max(checkpoint_id) FROM checkpoints AS every "
+                "WHERE every.thread_id = %s AND every.checkpoint_ns = %s)"
+            )
+            step *= 2
+        found = run(self._conn, f"SELECT {_HEAD} FROM checkpoints WHERE {of_step}", *step)
+        writes = run(self._conn, _WRITES + of_step + _BY_TASK, *step)
+        staged = run(self._conn, _STAGED + of_step + _BY_TASK_ORD, *step)  # who goes on from here asks for it next
+        if (row := found.fetchone()) is None:
+            return None
+        head = _head(row)
+        self._staged = (head.step, staged)
+        return _with_writes(head, writes)
 
     def checkpoints(
         self,
@@ -161,7 +175,9 @@ class PostgresReader(Reader):
             *parameters,
             _rows_at_most(limit),
         )
-        return [self._stored(row) for row in rows]
+        heads = [_head(row) for row in rows]
+        writes = [run(self._conn, _WRITES + THIS_STEP + _BY_TASK, *head.step) for head in heads]
+        return [_with_writes(head, asked) for head, asked in zip(heads, writes, strict=True)]
 
     def ancestors(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> Iterator[StoredHead]:
         wanted = checkpoint_id
@@ -190,13 +206,6 @@ class PostgresReader(Reader):
         rows = self._rows("SELECT DISTINCT checkpoint_ns FROM checkpoints WHERE thread_id = %s", thread_id)
         return sorted(ns for (ns,) in rows)
 
-    def _stored(self, row: tuple[Any, ...]) -> StoredCheckpoint:
-        head = _head(row)
-        return StoredCheckpoint(
-            **{field.name: getattr(head, field.name) for field in fields(StoredHead)},
-            writes=self._writes(head.step),
-        )
-
     def latest_id(self, thread_id: str, checkpoint_ns: str) -> str | None:
         row = self._one(
             "SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = %s AND checkpoint_ns = %s",
@@ -219,25 +228,12 @@ class PostgresReader(Reader):
     def ancestor_writes(self, step: StepKey, channels: Sequence[str]) -> list[AncestorWrite]:
         return values.read_ancestor_writes(self._conn, step, channels)
 
-    def _writes(self, step: StepKey) -> list[StoredWrite]:
-        return [
-            StoredWrite(task_id, task_path, channel, Blob(type_, _unpacked(step, data)), idx)
-            for task_id, task_path, channel, type_, data, idx in self._rows(
-                f"SELECT task_id, task_path, channel, type, data, idx FROM writes WHERE {THIS_STEP} "
-                "ORDER BY task_path, task_id, idx",
-                *step,
-            )
-        ]
-
     def staged(self, step: StepKey) -> list[StagedDraft]:
-        return [
-            StagedDraft(task_id, task_path, Draft.loads(draft))
-            for task_id, task_path, draft in self._rows(
-                f"SELECT task_id, task_path, draft FROM staged WHERE {THIS_STEP} AND {NOT_LANDED} "
-                "ORDER BY task_path, task_id, ord",
-                *step,
-            )
-        ]
+        asked, rows = self._staged or (None, None)
+        if rows is None or asked != step:
+            rows = run(self._conn, _STAGED + THIS_STEP + _BY_TASK_ORD, *step)
+        self._staged = None
+        return [StagedDraft(task_id, task_path, Draft.loads(draft)) for task_id, task_path, draft in rows]
 
     # -- items and the log --------------------------------------------------------------------------
 
@@ -493,6 +489,16 @@ def _head(row: Sequence[Any]) -> StoredHead:
         raise CorruptRowError(f"checkpoint {step.checkpoint_id}: its manifest has channels without values")
     manifest = dict(zip(channels, value_ids, strict=True))
     return StoredHead(step, parent_id, seq, ts, Blob(head_type, _unpacked(step, head)), metadata, manifest)
+
+
+def _with_writes(head: StoredHead, writes: Cursor) -> StoredCheckpoint:
+    return StoredCheckpoint(
+        **{field.name: getattr(head, field.name) for field in fields(StoredHead)},
+        writes=[
+            StoredWrite(task_id, task_path, channel, Blob(type_, _unpacked(head.step, data)), idx)
+            for task_id, task_path, channel, type_, data, idx in writes
+        ],
+    )
 
 
 def _rows_at_most(limit: int) -> int | None:

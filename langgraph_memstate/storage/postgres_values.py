@@ -1,7 +1,7 @@
 """Channel values in PostgreSQL: whole values once each, lists as versions that share their elements.
 
-The same rows as in SQLite (see sqlite_values.py). What one statement has to know of another's result costs a round
-trip, so a checkpoint asks everything at once and then writes everything at once.
+The same rows as in SQLite (see sqlite_values.py). What one statement has to know of another's result, the database
+finds out itself (see postgres_0002.sql), so that a checkpoint waits for no answer before it is whole.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from langgraph_memstate.errors import CommitRaced, CorruptRowError
+from langgraph_memstate.errors import CorruptRowError
 from langgraph_memstate.storage.operations import PutCheckpoint
 from langgraph_memstate.storage.packing import packed, unpacked
-from langgraph_memstate.storage.postgres_link import Connection, Cursor, run, run_rows
+from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
 from langgraph_memstate.storage.rows import dump_ids, flattened, list_chain, load_ids
 from langgraph_memstate.storage.values import AncestorWrite, Blob, StepKey, StoredList, StoredWrite
 
@@ -45,35 +45,9 @@ _ANCESTORS = (
 # -- writing ----------------------------------------------------------------------------------------
 
 
-def put_values(conn: Connection, op: PutCheckpoint) -> bool:
-    """Store what is new, make sure that the rest is there, and say whether the checkpoint itself is there already.
-
-    Raises:
-        CommitRaced: a value, list or element that the checkpoint refers to was deleted meanwhile.
-    """
+def put_values(conn: Connection, op: PutCheckpoint) -> None:
+    """Store what is new. `put_list` and `put_checkpoint` make sure that the rest is there."""
     thread = op.step.thread_id
-    reused = sorted(set(op.manifest.values()) - op.values.keys() - op.lists.keys())
-    bases = {version.base for version in op.lists.values() if version.base is not None}
-    digests = {digest for version in op.lists.values() for digest in version.tail}
-    is_there = run(
-        conn,
-        "SELECT (SELECT count(*) FROM checkpoints WHERE thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s), "
-        "(SELECT count(*) FROM unnest(%s::text[]) AS wanted WHERE "
-        "EXISTS (SELECT 1 FROM channel_values WHERE thread_id = %s AND value_id = wanted) OR "
-        "EXISTS (SELECT 1 FROM lists WHERE thread_id = %s AND value_id = wanted))",
-        *op.step, reused, thread, thread,
-    )  # fmt: skip
-    known: Cursor | None = None
-    held: Cursor | None = None
-    if op.lists:
-        query = "SELECT value_id, id FROM lists WHERE thread_id = %s AND value_id = ANY(%s::text[])"
-        known = run(conn, query, thread, sorted(op.lists.keys() | bases))
-        held = run(
-            conn,
-            "SELECT digest, id FROM elements WHERE thread_id = %s AND digest = ANY(%s::bytea[])",
-            thread,
-            sorted(digests),
-        )
     run_rows(
         conn,
         "INSERT INTO channel_values SELECT %(thread)s, * FROM {rows} AS fresh ON CONFLICT DO NOTHING",
@@ -81,48 +55,21 @@ def put_values(conn: Connection, op: PutCheckpoint) -> bool:
         [(value_id, blob.type, packed(blob.data)) for value_id, blob in op.values.items()],
         thread=thread,
     )
-    row = is_there.fetchone()
-    assert row is not None
-    if row[1] < len(reused):
-        raise _raced()
-    if known is not None and held is not None:
-        _put_lists(conn, op, dict(known.fetchall()), dict(held.fetchall()))
-    return bool(row[0])
-
-
-def _raced() -> CommitRaced:
-    return CommitRaced("values of the checkpoint before this one were deleted meanwhile")
-
-
-def _put_lists(conn: Connection, op: PutCheckpoint, known: dict[str, int], held: dict[bytes, int]) -> None:
-    """Store the lists that are not `known` (value id -> row), with those of their elements that are not `held`."""
-    fresh = {value_id: version for value_id, version in op.lists.items() if value_id not in known}
-    missing = {digest: None for version in fresh.values() for digest in version.tail if digest not in held}
-    if any(digest not in op.elements for digest in missing):
-        raise _raced()
-    inserted = run_rows(
+    listed = {digest for version in op.lists.values() for digest in version.tail}
+    run_rows(
         conn,
         "INSERT INTO elements (thread_id, digest, type, data) SELECT %(thread)s, * FROM {rows} AS fresh "
-        "RETURNING digest, id",
+        "ON CONFLICT DO NOTHING",
         "bytea text bytea",
-        [(digest, op.elements[digest].type, packed(op.elements[digest].data)) for digest in missing],
-        thread=op.step.thread_id,
+        [(digest, blob.type, packed(blob.data)) for digest, blob in op.elements.items() if digest in listed],
+        thread=thread,
     )
-    if inserted is not None:
-        held |= dict(inserted.fetchall())
-    stored = set(known)
-    for value_id, version in fresh.items():
-        if version.base is not None and version.base not in stored:
-            raise _raced()
+    for value_id, version in op.lists.items():
         run(
             conn,
-            "INSERT INTO lists (thread_id, value_id, kind, depth, base, keep, elements) VALUES (%(thread)s, %(id)s, "
-            "%(kind)s, %(depth)s, (SELECT id FROM lists WHERE thread_id = %(thread)s AND value_id = %(base)s), "
-            "%(keep)s, %(elements)s)",
-            thread=op.step.thread_id, id=value_id, kind=version.kind, depth=version.depth, base=version.base,
-            keep=version.keep, elements=dump_ids([held[digest] for digest in version.tail]),
+            "SELECT put_list(%s, %s, %s, %s::integer, %s, %s::integer, %s::bytea[])",
+            thread, value_id, version.kind, version.depth, version.base, version.keep, list(version.tail),
         )  # fmt: skip
-        stored.add(value_id)
 
 
 # -- reading ----------------------------------------------------------------------------------------

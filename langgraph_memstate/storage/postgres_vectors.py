@@ -254,13 +254,12 @@ def neighbours(conn: Connection, tables: VectorTables, question: Nearest) -> Nei
     known = tables.places.get(question.index)
     while True:
         try:
-            with conn.pipeline():
-                _set_search(conn, question.count)
-                query = "SELECT number, element FROM vector_tables WHERE index_name = %s"
-                current = run(conn, query, question.index)
-                found = None if known is None else _near(conn, known, tables.extension, question)
-                row = current.fetchone()
-                rows = [] if found is None else found.fetchall()
+            _set_search(conn, question.count)
+            query = "SELECT number, element FROM vector_tables WHERE index_name = %s"
+            current = run(conn, query, question.index)
+            found = None if known is None else _near(conn, known, tables.extension, question)
+            row = current.fetchone()
+            rows = [] if found is None else found.fetchall()
         except psycopg.errors.UndefinedTable:
             tables.places.pop(question.index, None)
             return None

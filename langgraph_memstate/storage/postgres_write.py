@@ -8,6 +8,7 @@ that only save the state of a thread share their turn, and only that thread wait
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -47,7 +48,7 @@ from langgraph_memstate.storage.operations import (
 )
 from langgraph_memstate.storage.packing import packed
 from langgraph_memstate.storage.postgres_checks import check_unchanged, check_unique
-from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
+from langgraph_memstate.storage.postgres_link import Connection, Cursor, run, run_rows
 from langgraph_memstate.storage.postgres_log import (
     append,
     forget,
@@ -67,33 +68,42 @@ from langgraph_memstate.storage.postgres_values import copy_values, put_values, 
 from langgraph_memstate.storage.postgres_vectors import Places, put_indexed
 from langgraph_memstate.storage.values import StepKey
 
-Run = Callable[[Connection, Any], None]
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Free what no checkpoint of a thread refers to: one has been replaced."""
+
+    thread_id: str
+
+
+Run = Callable[[Connection, Any], Cursor | None]
 RunWithPlaces = Callable[[Connection, Any, Places], None]
 
 THIS_STEP = "thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s"
 NOT_LANDED = "NOT EXISTS (SELECT 1 FROM facts WHERE facts.version = staged.version)"  # a copied thread landed it first
 
 
-def run_op(conn: Connection, op: Op, places: Places) -> None:
-    """Run one operation inside the caller's transaction."""
+def run_op(conn: Connection, op: Op | Sweep, places: Places) -> Cursor | None:
+    """Run one operation inside the caller's transaction. Returns, as rows to come, the threads to be swept after it."""
     if (run_it := _RUN.get(type(op))) is not None:
-        run_it(conn, op)
-    else:
-        _RUN_WITH_PLACES[type(op)](conn, op, places)
+        return run_it(conn, op)
+    _RUN_WITH_PLACES[type(op)](conn, op, places)
+    return None
 
 
 # -- locks ------------------------------------------------------------------------------------------
 
 
-def lock(conn: Connection, schema: str, commits: Sequence[Commit]) -> None:
-    """Wait for the turn of these commits. The locks end with the transaction, as a pooler needs it."""
+def locks(schema: str, commits: Sequence[Commit | tuple[Sweep]]) -> tuple[int, list[int] | None]:
+    """What these commits wait for: the key of what belongs to everybody, and those of threads if they save no more.
+
+    The locks end with the transaction, as a pooler needs it.
+    """
     threads = [_thread_of(op) for commit in commits for op in commit]
     if None in threads:
-        run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(schema))
-        return
-    run(conn, "SELECT pg_advisory_xact_lock_shared(%s)", lock_key(schema))
-    keys = sorted({lock_key(schema, thread) for thread in threads if thread is not None})  # one order: no deadlock
-    run(conn, "SELECT pg_advisory_xact_lock(key) FROM unnest(%s::bigint[]) AS key", keys)
+        return lock_key(schema), None
+    keys = {lock_key(schema, thread) for thread in threads if thread is not None}
+    return lock_key(schema), sorted(keys)  # one order: no deadlock
 
 
 def lock_key(schema: str, thread_id: str | None = None) -> int:
@@ -101,9 +111,11 @@ def lock_key(schema: str, thread_id: str | None = None) -> int:
     return int.from_bytes(blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest(), "big", signed=True)
 
 
-def _thread_of(op: Op) -> str | None:
+def _thread_of(op: Op | Sweep) -> str | None:
     """The thread whose state alone an operation reads and writes; None where it may be more."""
     match op:
+        case Sweep():
+            return op.thread_id
         case PutCheckpoint() | PutWrites() | DropWrites() | Stage() | Unstage() | Drain():
             return op.step.thread_id
         case _:
@@ -112,9 +124,10 @@ def _thread_of(op: Op) -> str | None:
 
 # -- checkpoints ------------------------------------------------------------------------------------
 
-_CHECKPOINT = (
-    "INSERT INTO checkpoints VALUES (%s, %s, %s, %s, %s, (SELECT coalesce(max(seq), 0) FROM facts), %s, %s, %s, %s, "
-    "%s, %s) "
+# The database fills in the sequence.
+_PUT_CHECKPOINT = (
+    "SELECT thread_id FROM (VALUES (%s)) AS put (thread_id) WHERE put_checkpoint("
+    "ROW(thread_id, %s, %s, %s, %s, 0, %s, %s, %s, %s, %s::text[], %s::text[])::checkpoints)"
 )
 _CHECKPOINT_KEY = ("thread_id", "checkpoint_ns", "checkpoint_id")
 _CHECKPOINT_REST = (
@@ -126,16 +139,17 @@ def _replacing(key: Sequence[str], rest: Sequence[str]) -> str:
     return f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(f'{name} = EXCLUDED.{name}' for name in rest)}"
 
 
-def _put_checkpoint(conn: Connection, op: PutCheckpoint) -> None:
-    is_there = put_values(conn, op)
-    run(
-        conn,
-        _CHECKPOINT + _replacing(_CHECKPOINT_KEY, _CHECKPOINT_REST),
+def _put_checkpoint(conn: Connection, op: PutCheckpoint) -> Cursor:
+    put_values(conn, op)
+    return run(
+        conn, _PUT_CHECKPOINT,
         *op.step, op.parent_id, op.run_id, op.ts, op.head.type, packed(op.head.data), op.metadata,
         list(op.manifest), list(op.manifest.values()),
     )  # fmt: skip
-    if is_there:  # put again, perhaps with other values
-        sweep(conn, op.step.thread_id)
+
+
+def _sweep(conn: Connection, op: Sweep) -> None:
+    sweep(conn, op.thread_id)
 
 
 def _put_writes(conn: Connection, op: PutWrites) -> None:
@@ -247,9 +261,7 @@ def _unstage(conn: Connection, op: Unstage) -> None:
 
 
 def _drain(conn: Connection, op: Drain) -> None:
-    rows = run(conn, f"DELETE FROM staged WHERE {THIS_STEP} RETURNING version, {NOT_LANDED}", *op.step).fetchall()
-    if unknown := {version for version, waits in rows if waits} - op.expected:
-        raise CommitRaced(f"{len(unknown)} memory writes were staged while the step was committed")
+    run(conn, "SELECT drain(%s, %s, %s, %s::text[])", *op.step, list(op.expected))
 
 
 def _expect(conn: Connection, op: Expect) -> None:
@@ -278,6 +290,7 @@ def _expect(conn: Connection, op: Expect) -> None:
 _RUN: dict[type, Run] = {
     Expect: _expect,
     PutCheckpoint: _put_checkpoint,
+    Sweep: _sweep,
     PutWrites: _put_writes,
     DropWrites: _drop_writes,
     Stage: _stage,
@@ -285,6 +298,7 @@ _RUN: dict[type, Run] = {
     Drain: _drain,
     CheckUnchanged: check_unchanged,
     CheckUnique: check_unique,
+    Append: append,
     Touch: touch,
     PutEmbeddings: put_embeddings,
     PutVectors: put_vectors,
@@ -301,7 +315,6 @@ _RUN: dict[type, Run] = {
     Clear: clear,
 }
 _RUN_WITH_PLACES: dict[type, RunWithPlaces] = {
-    Append: append,
     Forget: forget,
     PutIndexed: put_indexed,
     QueueIndex: queue_index,

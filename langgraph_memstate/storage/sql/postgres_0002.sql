@@ -1,0 +1,176 @@
+-- What a commit does in the database itself, so that it need not wait for an answer to know what to send next.
+-- An error of class MS is one of the package's own; see postgres_link.py.
+
+-- The turn of a commit: where the tables are, how long (milliseconds) it waits for others and others for it, its locks,
+-- and its number in the row that says what has landed. All end with the transaction. Without `threads` (keys of locks, in
+-- one order for all) it waits for everybody, else for those only. `durability` is NULL where the server's own is enough,
+-- and `writer` where nobody will ask what has landed.
+CREATE FUNCTION take_turn(
+    path text, patience text, durability text, everybody bigint, threads bigint[], writer text, number bigint
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('search_path', path, true), set_config('lock_timeout', patience, true),
+        set_config('idle_in_transaction_session_timeout', patience, true);
+    IF durability IS NOT NULL THEN
+        PERFORM set_config('synchronous_commit', durability, true);
+    END IF;
+    IF threads IS NULL THEN
+        PERFORM pg_advisory_xact_lock(everybody);
+    ELSE
+        PERFORM pg_advisory_xact_lock_shared(everybody);
+        PERFORM pg_advisory_xact_lock(thread) FROM unnest(threads) AS thread;
+    END IF;
+    UPDATE writers SET committed = number, seen_at = now() WHERE id = writer;
+END
+$$;
+
+CREATE FUNCTION refuse_race(reason text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'MS001', MESSAGE = reason;
+END
+$$;
+
+-- Checkpoints --------------------------------------------------------------------------------------
+
+-- A version of a list whose base and elements are there. `tail` holds digests. Each row is looked up by its key: a plan
+-- that is kept since the tables were empty is as good when they are large.
+CREATE FUNCTION put_list(
+    thread text, list text, kind text, depth integer, base_list text, keep integer, tail bytea[]
+) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    based_on bigint;
+    ids bigint[];
+    id bigint;
+    before bigint := 0;
+    steps text[] := '{}';
+BEGIN
+    IF EXISTS (SELECT 1 FROM lists WHERE thread_id = thread AND value_id = list) THEN
+        RETURN;
+    END IF;
+    IF base_list IS NOT NULL THEN
+        based_on := (SELECT lists.id FROM lists WHERE thread_id = thread AND value_id = base_list);
+    END IF;
+    ids := ARRAY(
+        SELECT (SELECT elements.id FROM elements WHERE elements.thread_id = thread AND elements.digest = wanted)
+        FROM unnest(tail) AS wanted
+    );
+    IF array_position(ids, NULL) IS NOT NULL OR (based_on IS NULL AND base_list IS NOT NULL) THEN
+        PERFORM refuse_race('values of the checkpoint before this one were deleted meanwhile');
+    END IF;
+    FOREACH id IN ARRAY ids LOOP
+        steps := steps || (id - before)::text;
+        before := id;
+    END LOOP;
+    INSERT INTO lists (thread_id, value_id, kind, depth, base, keep, elements) VALUES (
+        thread, list, kind, depth, based_on, keep,
+        '\x00'::bytea || convert_to('[' || array_to_string(steps, ',') || ']', 'UTF8')
+    );
+END
+$$;
+
+-- A checkpoint whose values are there. Says whether it took the place of one with other values, which may be free now.
+CREATE FUNCTION put_checkpoint(put checkpoints) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    wanted text;
+    replaced text[];
+BEGIN
+    FOREACH wanted IN ARRAY put.value_ids LOOP
+        IF NOT EXISTS (SELECT 1 FROM channel_values WHERE thread_id = put.thread_id AND value_id = wanted)
+            AND NOT EXISTS (SELECT 1 FROM lists WHERE thread_id = put.thread_id AND value_id = wanted)
+        THEN
+            PERFORM refuse_race('values of the checkpoint before this one were deleted meanwhile');
+        END IF;
+    END LOOP;
+    DELETE FROM checkpoints
+    WHERE thread_id = put.thread_id AND checkpoint_ns = put.checkpoint_ns AND checkpoint_id = put.checkpoint_id
+    RETURNING value_ids INTO replaced;
+    put.seq := (SELECT coalesce(max(seq), 0) FROM facts);
+    INSERT INTO checkpoints SELECT put.*;
+    RETURN NOT replaced <@ put.value_ids;
+END
+$$;
+
+-- Staged work --------------------------------------------------------------------------------------
+
+-- Remove what was staged for a step. What of it is not in the log must be among `expected`.
+CREATE FUNCTION drain(thread text, ns text, id text, expected text[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    unknown bigint;
+BEGIN
+    WITH gone AS (
+        DELETE FROM staged WHERE thread_id = thread AND checkpoint_ns = drain.ns AND checkpoint_id = drain.id
+        RETURNING version
+    )
+    SELECT count(*) INTO unknown FROM gone
+    WHERE version <> ALL(expected) AND NOT EXISTS (SELECT 1 FROM facts WHERE facts.version = gone.version);
+    IF unknown > 0 THEN
+        PERFORM refuse_race(unknown || ' memory writes were staged while the step was committed');
+    END IF;
+END
+$$;
+
+-- The log ------------------------------------------------------------------------------------------
+
+-- Append a draft to the log and make it current, unless it is there already, or `if_expired` leaves it out: then it has
+-- to replace one of these versions, whose time to live is over. `known`: indexes that the commit itself takes care of.
+CREATE FUNCTION append(draft facts, if_expired text[], known text[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    old items;
+    is_over boolean;
+BEGIN
+    IF EXISTS (SELECT 1 FROM facts WHERE version = draft.version) THEN
+        RETURN;
+    END IF;
+    SELECT * INTO old FROM items WHERE ns = draft.ns AND key = draft.key;
+    is_over := coalesce(old.expires_at <= draft.ts, false);
+    IF if_expired IS NOT NULL AND NOT (is_over AND old.version = ANY(if_expired)) THEN
+        RETURN;
+    END IF;
+    draft.seq := (SELECT coalesce(max(seq), 0) + 1 FROM facts);
+    draft.supersedes := old.version;
+    IF draft.op = 'put' THEN
+        draft.created_at := coalesce(draft.created_at, CASE WHEN is_over THEN NULL ELSE old.created_at END, draft.ts);
+    END IF;
+    INSERT INTO facts SELECT draft.*;
+    IF old.version IS NOT NULL THEN
+        PERFORM retire(old.version);
+    END IF;
+    IF draft.op = 'delete' THEN
+        DELETE FROM items WHERE ns = draft.ns AND key = draft.key;
+        RETURN;
+    END IF;
+    INSERT INTO items (ns, key, version, seq, type, value, created_at, updated_at, ttl, expires_at)
+    VALUES (
+        draft.ns, draft.key, draft.version, draft.seq, draft.type, draft.value, draft.created_at, draft.ts, draft.ttl,
+        draft.ts + draft.ttl * 60
+    )
+    ON CONFLICT (ns, key) DO UPDATE SET
+        version = EXCLUDED.version, seq = EXCLUDED.seq, type = EXCLUDED.type, value = EXCLUDED.value,
+        created_at = EXCLUDED.created_at, updated_at = EXCLUDED.updated_at, ttl = EXCLUDED.ttl,
+        expires_at = EXCLUDED.expires_at;
+    IF draft.index_paths IS DISTINCT FROM 'false' THEN
+        INSERT INTO outbox (index_name, op, vector_id, version, retry_at)
+        SELECT name, 'embed', draft.version, draft.version, 0 FROM indexes WHERE name <> ALL(known) ORDER BY name;
+    END IF;
+END
+$$;
+
+-- The vectors of a version that is current no more have to go. Work that a process has claimed is its own.
+CREATE FUNCTION retire(retired text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    place vector_tables;
+BEGIN
+    FOR place IN SELECT * FROM vector_tables LOOP
+        EXECUTE format(
+            'DELETE FROM %I WHERE vector_id IN (SELECT vector_id FROM vectors WHERE version = $1 AND index_name = $2)',
+            'vectors_' || place.number
+        ) USING retired, place.index_name;
+    END LOOP;
+    DELETE FROM outbox WHERE version = retired AND op <> 'delete'
+    AND NOT coalesce(claimed_until > extract(epoch FROM clock_timestamp()), false);
+    INSERT INTO outbox (index_name, op, vector_id, version, retry_at)
+    SELECT index_name, 'delete', vector_id, version, 0 FROM vectors
+    WHERE version = retired AND index_name <> 'exact' AND index_name NOT IN (SELECT index_name FROM vector_tables)
+    ORDER BY id;
+END
+$$;
