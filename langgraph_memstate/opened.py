@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self, TypeVar
 from pydantic import BaseModel
 
 from langgraph_memstate.awaited import awaited
-from langgraph_memstate.commit import Writer
+from langgraph_memstate.commit import Landing, Writer
 from langgraph_memstate.constraints import admitted, guarded, needs_guard
 from langgraph_memstate.embedding import Embedder, home_loop
 from langgraph_memstate.errors import CommitRaced, FactRaced, IndexConfigError, StorageClosedError
@@ -313,8 +313,15 @@ class OpenedMemory:
         self._check_open()
         self._commit(drafts, before, after, in_step=True)
 
+    def enqueue(self, commit: Commit) -> Landing:
+        """Queue operations without drafts, to be waited for. They land after all that was queued before.
+
+        For the graph's checkpointer, as is `submit`, which waits in the background.
+        """
+        self._check_open()
+        return self._writer.enqueue(commit)
+
     def submit(self, commit: Commit) -> Future[None]:
-        """Queue operations without drafts. They land after all that was queued before; for the graph's checkpointer."""
         self._check_open()
         return self._writer.submit(commit)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from langgraph_memstate.errors import CommitRaced, CorruptRowError, FactRaced
 from langgraph_memstate.facts import Draft, encode_namespace, namespace_range
@@ -204,74 +204,110 @@ def _expect(conn: sqlite3.Connection, op: Expect) -> None:
             raise CommitRaced(f"thread {step.thread_id} went on meanwhile")
 
 
+_LOOK = (
+    "SELECT (SELECT coalesce(max(seq), 0) FROM facts), EXISTS (SELECT 1 FROM indexes), "
+    "EXISTS (SELECT 1 FROM facts WHERE version = ?), items.version, created_at, expires_at, "
+    "EXISTS (SELECT 1 FROM vectors WHERE vectors.version = items.version) "
+    "OR EXISTS (SELECT 1 FROM outbox WHERE outbox.version = items.version) "
+    "FROM (SELECT 1) LEFT JOIN items ON ns = ? AND key = ?"
+)
+_INSERT_FACT = f"INSERT INTO facts VALUES ({', '.join('?' * 25)})"
+_PUT_ITEM = (
+    "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (ns, key) DO UPDATE SET "
+    "version = excluded.version, seq = excluded.seq, type = excluded.type, value = excluded.value, "
+    "created_at = excluded.created_at, updated_at = excluded.updated_at, ttl = excluded.ttl, "
+    "expires_at = excluded.expires_at"
+)
+
+
+class _Held(NamedTuple):
+    """The item that a draft finds at its address."""
+
+    version: str
+    created_at: float
+    expires_at: float | None
+    has_vectors: bool
+    """whether an index has any, or is to"""
+
+
 def _append(conn: sqlite3.Connection, op: Append, now: float) -> None:
-    (last,) = conn.execute("SELECT coalesce(max(seq), 0) FROM facts").fetchone()
-    seq = last
-    unknown = _indexes_besides(conn, op.indexes)
+    has_indexes = False
+    log: dict[str, tuple[Any, ...]] = {}  # by version
+    held: dict[tuple[str, str], _Held | None] = {}  # by address, as this commit leaves it
+    items: dict[tuple[str, str], tuple[Any, ...]] = {}
+    retired: list[str] = []
     for draft in op.drafts:
-        if conn.execute("SELECT 1 FROM facts WHERE version = ?", (draft.version,)).fetchone():
+        address = encode_namespace(draft.namespace), draft.key
+        row = conn.execute(_LOOK, (draft.version, *address)).fetchone()
+        last, has_indexes, is_known, *found = row
+        if is_known or draft.version in log:
             continue
-        ns = encode_namespace(draft.namespace)
-        old = conn.execute(
-            "SELECT version, created_at, coalesce(expires_at <= ?, 0) FROM items WHERE ns = ? AND key = ?",
-            (draft.ts, ns, draft.key),
-        ).fetchone()
-        expired = old is not None and bool(old[2])
-        if op.if_expired is not None and not (expired and old[0] in op.if_expired):
+        old = held[address] if address in held else _Held(*found) if found[0] is not None else None
+        is_expired = old is not None and old.expires_at is not None and old.expires_at <= draft.ts
+        if op.if_expired is not None and not (is_expired and old is not None and old.version in op.if_expired):
             continue
-        created_at = draft.created_at or (old[1] if old and not expired else draft.ts)
-        seq += 1
-        _log(conn, (seq, last + 1, now), ns, draft, old[0] if old else None, created_at)
+        created_at = draft.created_at or (old.created_at if old is not None and not is_expired else draft.ts)
+        seq = last + len(log) + 1
+        supersedes = None if old is None else old.version
+        log[draft.version] = _log_row((seq, last + 1, now), address, draft, supersedes, created_at)
+        if old is not None and old.has_vectors:
+            retired.append(old.version)
+        items.pop(address, None)
         if draft.op == "delete":
-            conn.execute("DELETE FROM items WHERE ns = ? AND key = ?", (ns, draft.key))
+            held[address] = None
         else:
-            conn.execute(
-                "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    ns, draft.key, draft.version, seq, draft.type, draft.value, created_at, draft.ts,
-                    draft.ttl, None if draft.ttl is None else draft.ts + draft.ttl * 60,
-                ),
+            expires_at = None if draft.ttl is None else draft.ts + draft.ttl * 60
+            held[address] = _Held(draft.version, created_at, expires_at, has_vectors=True)
+            items[address] = (
+                *address, draft.version, seq, draft.type, draft.value, created_at, draft.ts, draft.ttl, expires_at,
             )  # fmt: skip
-        if old:
-            _retire_vectors(conn, old[0])
-        if draft.op == "put" and draft.index is not False:
-            _leave_to_embed(conn, draft.version, unknown)
+    conn.executemany(_INSERT_FACT, log.values())
+    conn.executemany(_PUT_ITEM, items.values())
+    if len(items) < len(held):
+        gone = [address for address, left in held.items() if left is None]
+        conn.executemany("DELETE FROM items WHERE ns = ? AND key = ?", gone)
+    if retired:
+        _retire_vectors(conn, retired)
+    if has_indexes:
+        current = {row[2] for row in items.values()}
+        _leave_to_embed(conn, op, [draft for draft in op.drafts if draft.version in current])
 
 
-def _log(
-    conn: sqlite3.Connection,
+def _log_row(
     place: tuple[int, int, float],
-    ns: str,
+    address: tuple[str, str],
     draft: Draft,
     supersedes: str | None,
     created_at: float,
-) -> None:
+) -> tuple[Any, ...]:
     """`place`: sequence, the first sequence of the commit, and when that commits."""
     seq, commit_id, committed_at = place
     origin = draft.origin
-    conn.execute(
-        f"INSERT INTO facts VALUES ({', '.join('?' * 25)})",
-        (
-            seq, draft.version, commit_id, ns, draft.key, draft.op, draft.type, draft.value, supersedes,
-            draft.undoes, created_at if draft.op == "put" else None, _json(draft.index), draft.ttl,
-            draft.schema, draft.schema_version, origin.thread_id, origin.checkpoint_ns, origin.checkpoint_id,
-            origin.task_id, origin.node, origin.run_id, origin.actor, origin.reason, draft.ts, committed_at,
-        ),
+    return (
+        seq, draft.version, commit_id, *address, draft.op, draft.type, draft.value, supersedes,
+        draft.undoes, created_at if draft.op == "put" else None, _json(draft.index), draft.ttl,
+        draft.schema, draft.schema_version, origin.thread_id, origin.checkpoint_ns, origin.checkpoint_id,
+        origin.task_id, origin.node, origin.run_id, origin.actor, origin.reason, draft.ts, committed_at,
     )  # fmt: skip
 
 
-def _retire_vectors(conn: sqlite3.Connection, version: str) -> None:
-    conn.execute("DELETE FROM outbox WHERE version = ? AND op <> 'delete'", (version,))
-    conn.execute(
+def _retire_vectors(conn: sqlite3.Connection, versions: Sequence[str]) -> None:
+    conn.executemany("DELETE FROM outbox WHERE version = ? AND op <> 'delete'", [(version,) for version in versions])
+    conn.executemany(
         "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
         "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors WHERE version = ? AND index_name <> ? "
         "ORDER BY id",
-        (version, EXACT),
+        [(version, EXACT) for version in versions],
     )
 
 
-def _indexes_besides(conn: sqlite3.Connection, known: tuple[str, ...]) -> list[str]:
-    return [name for (name,) in conn.execute("SELECT name FROM indexes ORDER BY name") if name not in known]
+def _leave_to_embed(conn: sqlite3.Connection, op: Append, drafts: Sequence[Draft]) -> None:
+    """An index that the committing process does not know is left to embed these versions itself."""
+    unknown = [name for (name,) in conn.execute("SELECT name FROM indexes ORDER BY name") if name not in op.indexes]
+    conn.executemany(
+        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) VALUES (?1, 'embed', ?2, ?2, 0)",
+        [(index, draft.version) for draft in drafts if draft.index is not False for index in unknown],
+    )
 
 
 def _forget(conn: sqlite3.Connection, op: Forget) -> None:
@@ -304,13 +340,6 @@ def _forget(conn: sqlite3.Connection, op: Forget) -> None:
         hashes,
     )
     conn.execute(f"UPDATE facts SET value = NULL WHERE version IN {versions}", parameters)
-
-
-def _leave_to_embed(conn: sqlite3.Connection, version: str, indexes: Sequence[str]) -> None:
-    conn.executemany(
-        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) VALUES (?1, 'embed', ?2, ?2, 0)",
-        [(index, version) for index in indexes],
-    )
 
 
 def _touch(conn: sqlite3.Connection, op: Touch) -> None:
