@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple, cast
 
 from langgraph_memstate.errors import CommitRaced, CorruptRowError, FactRaced
 from langgraph_memstate.facts import Draft, encode_namespace, namespace_range
@@ -61,12 +62,19 @@ THIS_STEP = "thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 NOT_LANDED = "NOT EXISTS (SELECT 1 FROM facts WHERE facts.version = staged.version)"  # a copied thread landed it first
 
 
-def run_op(conn: sqlite3.Connection, op: Op, now: float) -> None:
-    """Run one operation inside the caller's transaction, which commits at `now` (seconds since 1970)."""
-    if isinstance(op, Append):
-        _append(conn, op, now)
-    else:
-        _RUN[type(op)](conn, op)
+def run_ops(conn: sqlite3.Connection, ops: Iterable[Op], now: float) -> None:
+    """Run operations inside the caller's transaction, which commits at `now` (seconds since 1970).
+
+    Those of a kind that follow each other share their statements: every statement makes way for other threads.
+    """
+    for kind, run in groupby(ops, type):
+        if kind is Append:
+            _append(conn, cast(Iterable[Append], run), now)
+        elif kind is PutWrites:
+            _put_writes(conn, cast(Iterable[PutWrites], run))
+        else:
+            for op in run:
+                _RUN[kind](conn, op)
 
 
 # -- checkpoints ------------------------------------------------------------------------------------
@@ -84,15 +92,16 @@ def _put_checkpoint(conn: sqlite3.Connection, op: PutCheckpoint) -> None:
         sweep(conn, op.step.thread_id)
 
 
-def _put_writes(conn: sqlite3.Connection, op: PutWrites) -> None:
-    for special in (True, False):
-        rows = [
-            (*op.step, op.task_path, op.task_id, row.idx, row.channel, row.value.type, packed(row.value.data))
-            for row in op.rows
-            if (row.idx < 0) is special
-        ]
+def _put_writes(conn: sqlite3.Connection, ops: Iterable[PutWrites]) -> None:
+    regular: list[tuple[Any, ...]] = []
+    special: list[tuple[Any, ...]] = []
+    for op in ops:
+        for row in op.rows:
+            (regular if row.idx >= 0 else special).append(
+                (*op.step, op.task_path, op.task_id, row.idx, row.channel, row.value.type, packed(row.value.data))
+            )
+    for verb, rows in (("REPLACE", special), ("IGNORE", regular)):
         if rows:
-            verb = "REPLACE" if special else "IGNORE"
             conn.executemany(
                 f"INSERT OR {verb} INTO writes (thread_id, checkpoint_ns, checkpoint_id, task_path, task_id, idx, "
                 "channel, type, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -230,37 +239,41 @@ class _Held(NamedTuple):
     """whether an index has any, or is to"""
 
 
-def _append(conn: sqlite3.Connection, op: Append, now: float) -> None:
-    has_indexes = False
+def _append(conn: sqlite3.Connection, ops: Iterable[Append], now: float) -> None:
     log: dict[str, tuple[Any, ...]] = {}  # by version
-    held: dict[tuple[str, str], _Held | None] = {}  # by address, as this commit leaves it
+    held: dict[tuple[str, str], _Held | None] = {}  # by address, as these commits leave it
     items: dict[tuple[str, str], tuple[Any, ...]] = {}
     retired: list[str] = []
-    for draft in op.drafts:
-        address = encode_namespace(draft.namespace), draft.key
-        row = conn.execute(_LOOK, (draft.version, *address)).fetchone()
-        last, has_indexes, is_known, *found = row
-        if is_known or draft.version in log:
-            continue
-        old = held[address] if address in held else _Held(*found) if found[0] is not None else None
-        is_expired = old is not None and old.expires_at is not None and old.expires_at <= draft.ts
-        if op.if_expired is not None and not (is_expired and old is not None and old.version in op.if_expired):
-            continue
-        created_at = draft.created_at or (old.created_at if old is not None and not is_expired else draft.ts)
-        seq = last + len(log) + 1
-        supersedes = None if old is None else old.version
-        log[draft.version] = _log_row((seq, last + 1, now), address, draft, supersedes, created_at)
-        if old is not None and old.has_vectors:
-            retired.append(old.version)
-        items.pop(address, None)
-        if draft.op == "delete":
-            held[address] = None
-        else:
+    to_embed: dict[str, tuple[str, ...]] = {}  # by version, the indexes that its process knows
+    for op in ops:
+        first = 0
+        for draft in op.drafts:
+            address = encode_namespace(draft.namespace), draft.key
+            last, has_indexes, is_known, *found = conn.execute(_LOOK, (draft.version, *address)).fetchone()
+            if is_known or draft.version in log:
+                continue
+            old = held[address] if address in held else None if found[0] is None else _Held(*found)
+            is_expired = old is not None and old.expires_at is not None and old.expires_at <= draft.ts
+            if op.if_expired is not None and not (is_expired and old is not None and old.version in op.if_expired):
+                continue
+            seq = last + len(log) + 1
+            first = first or seq
+            created_at = draft.created_at or (draft.ts if old is None or is_expired else old.created_at)
             expires_at = None if draft.ttl is None else draft.ts + draft.ttl * 60
+            log[draft.version] = _log_row((seq, first, now), address, draft, old, created_at)
+            if old is not None and old.has_vectors:
+                retired.append(old.version)
+                to_embed.pop(old.version, None)
+            items.pop(address, None)
+            if draft.op == "delete":
+                held[address] = None
+                continue
             held[address] = _Held(draft.version, created_at, expires_at, has_vectors=True)
             items[address] = (
                 *address, draft.version, seq, draft.type, draft.value, created_at, draft.ts, draft.ttl, expires_at,
             )  # fmt: skip
+            if has_indexes and draft.index is not False:
+                to_embed[draft.version] = op.indexes
     conn.executemany(_INSERT_FACT, log.values())
     conn.executemany(_PUT_ITEM, items.values())
     if len(items) < len(held):
@@ -268,24 +281,24 @@ def _append(conn: sqlite3.Connection, op: Append, now: float) -> None:
         conn.executemany("DELETE FROM items WHERE ns = ? AND key = ?", gone)
     if retired:
         _retire_vectors(conn, retired)
-    if has_indexes:
-        current = {row[2] for row in items.values()}
-        _leave_to_embed(conn, op, [draft for draft in op.drafts if draft.version in current])
+    if to_embed:
+        _leave_to_embed(conn, to_embed)
 
 
 def _log_row(
     place: tuple[int, int, float],
     address: tuple[str, str],
     draft: Draft,
-    supersedes: str | None,
+    old: _Held | None,
     created_at: float,
 ) -> tuple[Any, ...]:
     """`place`: sequence, the first sequence of the commit, and when that commits."""
     seq, commit_id, committed_at = place
     origin = draft.origin
     return (
-        seq, draft.version, commit_id, *address, draft.op, draft.type, draft.value, supersedes,
-        draft.undoes, created_at if draft.op == "put" else None, _json(draft.index), draft.ttl,
+        seq, draft.version, commit_id, *address, draft.op, draft.type, draft.value,
+        None if old is None else old.version, draft.undoes, created_at if draft.op == "put" else None,
+        _json(draft.index), draft.ttl,
         draft.schema, draft.schema_version, origin.thread_id, origin.checkpoint_ns, origin.checkpoint_id,
         origin.task_id, origin.node, origin.run_id, origin.actor, origin.reason, draft.ts, committed_at,
     )  # fmt: skip
@@ -301,12 +314,12 @@ def _retire_vectors(conn: sqlite3.Connection, versions: Sequence[str]) -> None:
     )
 
 
-def _leave_to_embed(conn: sqlite3.Connection, op: Append, drafts: Sequence[Draft]) -> None:
-    """An index that the committing process does not know is left to embed these versions itself."""
-    unknown = [name for (name,) in conn.execute("SELECT name FROM indexes ORDER BY name") if name not in op.indexes]
+def _leave_to_embed(conn: sqlite3.Connection, known: Mapping[str, tuple[str, ...]]) -> None:
+    """Leave versions to the indexes that the process which commits them does not know."""
+    names = [name for (name,) in conn.execute("SELECT name FROM indexes ORDER BY name")]
     conn.executemany(
         "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) VALUES (?1, 'embed', ?2, ?2, 0)",
-        [(index, draft.version) for draft in drafts if draft.index is not False for index in unknown],
+        [(name, version) for version, indexes in known.items() for name in names if name not in indexes],
     )
 
 
@@ -476,7 +489,6 @@ _RUN: dict[type, Run] = {
     Expect: _expect,
     Forget: _forget,
     PutCheckpoint: _put_checkpoint,
-    PutWrites: _put_writes,
     DropWrites: _drop_writes,
     Stage: _stage,
     Unstage: _unstage,
