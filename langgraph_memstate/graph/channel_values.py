@@ -97,9 +97,10 @@ class ChannelValues:
         if not wanted:
             return {}
         try:
-            lists = self._lists.fetch(reader, serde, step.thread_id, wanted)
-            whole = [value_id for value_id in wanted if value_id not in lists]
-            values = reader.values(step.thread_id, whole) if whole else {}
+            unknown = [value_id for value_id in wanted if self._lists.recall(step.thread_id, value_id) is None]
+            values = reader.values(step.thread_id, unknown) if unknown else {}
+            rest = [value_id for value_id in wanted if value_id not in values]
+            lists = self._lists.fetch(reader, serde, step.thread_id, rest)
         except CorruptRowError as error:
             raise CorruptRowError(f"checkpoint {step.checkpoint_id}: {error}") from error
         missing = [channel for channel, value_id in manifest.items() if value_id not in lists.keys() | values.keys()]
