@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, NamedTuple, cast
 
 from langgraph_memstate.errors import CommitRaced, CorruptRowError, FactRaced
@@ -69,7 +69,7 @@ def run_ops(conn: sqlite3.Connection, ops: Iterable[Op], now: float) -> None:
     """
     for kind, run in groupby(ops, type):
         if kind is Append:
-            _append(conn, cast(Iterable[Append], run), now)
+            _append(conn, cast(Sequence[Append], list(run)), now)
         elif kind is PutWrites:
             _put_writes(conn, cast(Iterable[PutWrites], run))
         else:
@@ -214,12 +214,14 @@ def _expect(conn: sqlite3.Connection, op: Expect) -> None:
 
 
 _LOOK = (
-    "SELECT (SELECT coalesce(max(seq), 0) FROM facts), EXISTS (SELECT 1 FROM indexes), "
-    "EXISTS (SELECT 1 FROM facts WHERE version = ?), items.version, created_at, expires_at, "
-    "EXISTS (SELECT 1 FROM vectors WHERE vectors.version = items.version) "
-    "OR EXISTS (SELECT 1 FROM outbox WHERE outbox.version = items.version) "
-    "FROM (SELECT 1) LEFT JOIN items ON ns = ? AND key = ?"
+    "WITH wanted (version, ns, key) AS (VALUES {}) SELECT wanted.version, "
+    "EXISTS (SELECT 1 FROM facts WHERE facts.version = wanted.version), "
+    "items.version, created_at, expires_at, EXISTS (SELECT 1 FROM vectors WHERE vectors.version = items.version) "
+    "OR EXISTS (SELECT 1 FROM outbox WHERE outbox.version = items.version), "
+    "(SELECT coalesce(max(seq), 0) FROM facts), EXISTS (SELECT 1 FROM indexes) "
+    "FROM wanted LEFT JOIN items ON items.ns = wanted.ns AND items.key = wanted.key"
 )
+_AT_ONCE = 100  # lookups of a statement
 _INSERT_FACT = f"INSERT INTO facts VALUES ({', '.join('?' * 25)})"
 _PUT_ITEM = (
     "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (ns, key) DO UPDATE SET "
@@ -239,7 +241,21 @@ class _Held(NamedTuple):
     """whether an index has any, or is to"""
 
 
-def _append(conn: sqlite3.Connection, ops: Iterable[Append], now: float) -> None:
+class _Found(NamedTuple):
+    """What the database holds before a draft is appended."""
+
+    is_known: bool
+    item: _Held | None
+    last: int
+    """the log's last sequence"""
+    has_indexes: bool
+
+
+def _append(conn: sqlite3.Connection, ops: Sequence[Append], now: float) -> None:
+    addresses: dict[str, tuple[str, str]] = {}
+    for draft in (draft for op in ops for draft in op.drafts):
+        addresses.setdefault(draft.version, (encode_namespace(draft.namespace), draft.key))
+    before = _look(conn, [(version, *address) for version, address in addresses.items()])
     log: dict[str, tuple[Any, ...]] = {}  # by version
     held: dict[tuple[str, str], _Held | None] = {}  # by address, as these commits leave it
     items: dict[tuple[str, str], tuple[Any, ...]] = {}
@@ -248,15 +264,14 @@ def _append(conn: sqlite3.Connection, ops: Iterable[Append], now: float) -> None
     for op in ops:
         first = 0
         for draft in op.drafts:
-            address = encode_namespace(draft.namespace), draft.key
-            last, has_indexes, is_known, *found = conn.execute(_LOOK, (draft.version, *address)).fetchone()
-            if is_known or draft.version in log:
+            found, address = before[draft.version], addresses[draft.version]
+            if found.is_known or draft.version in log:
                 continue
-            old = held[address] if address in held else None if found[0] is None else _Held(*found)
+            old = held.get(address, found.item)
             is_expired = old is not None and old.expires_at is not None and old.expires_at <= draft.ts
             if op.if_expired is not None and not (is_expired and old is not None and old.version in op.if_expired):
                 continue
-            seq = last + len(log) + 1
+            seq = found.last + len(log) + 1
             first = first or seq
             created_at = draft.created_at or (draft.ts if old is None or is_expired else old.created_at)
             expires_at = None if draft.ttl is None else draft.ts + draft.ttl * 60
@@ -272,17 +287,30 @@ def _append(conn: sqlite3.Connection, ops: Iterable[Append], now: float) -> None
             items[address] = (
                 *address, draft.version, seq, draft.type, draft.value, created_at, draft.ts, draft.ttl, expires_at,
             )  # fmt: skip
-            if has_indexes and draft.index is not False:
+            if found.has_indexes and draft.index is not False:
                 to_embed[draft.version] = op.indexes
     conn.executemany(_INSERT_FACT, log.values())
     conn.executemany(_PUT_ITEM, items.values())
-    if len(items) < len(held):
-        gone = [address for address, left in held.items() if left is None]
+    if gone := [address for address, item in held.items() if item is None]:
         conn.executemany("DELETE FROM items WHERE ns = ? AND key = ?", gone)
     if retired:
         _retire_vectors(conn, retired)
     if to_embed:
         _leave_to_embed(conn, to_embed)
+
+
+def _look(conn: sqlite3.Connection, wanted: Sequence[tuple[str, str, str]]) -> dict[str, _Found]:
+    """By version. `wanted`: version, namespace and key of every draft."""
+    found: dict[str, _Found] = {}
+    for start in range(0, len(wanted), _AT_ONCE):
+        some = wanted[start : start + _AT_ONCE]
+        query = _LOOK.format(", ".join(["(?, ?, ?)"] * len(some)))
+        for version, is_known, old, created_at, expires_at, has_vectors, last, has_indexes in conn.execute(
+            query, list(chain.from_iterable(some))
+        ):
+            item = None if old is None else _Held(old, created_at, expires_at, has_vectors)
+            found[version] = _Found(is_known, item, last, has_indexes)
+    return found
 
 
 def _log_row(
@@ -474,8 +502,11 @@ def _put_index_meta(conn: sqlite3.Connection, op: PutIndexMeta) -> None:
     conn.execute("INSERT OR REPLACE INTO indexes VALUES (?, ?, ?, ?)", (op.index, op.model, op.dims, op.generation))
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def _json(value: object) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return None if value is None else _ENCODER.encode(value)
 
 
 def _list(text: str) -> list[str]:
