@@ -171,13 +171,15 @@ class Writer:
 
     def _land(self, group: Sequence[Landing]) -> None:
         start = time.monotonic()
-        outcomes: Sequence[BaseException | None] = [_interrupted()] * len(group)
+        outcomes: Sequence[BaseException | None] | None = None
         try:
             outcomes = self._storage.apply([landing.commit for landing in group])
         except Exception as error:  # whatever it is, the callers must learn of it
             outcomes = [error] * len(group)
         finally:
             self._took = time.monotonic() - start
+            if outcomes is None:  # by Ctrl-C, which goes on in the caller that writes
+                outcomes = [_interrupted()] * len(group)
             with self._lock:
                 self._unsettled -= len(group)
                 for landing, outcome in zip(group, outcomes, strict=True):
