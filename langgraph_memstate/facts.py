@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
-from uuid import UUID
 
 from langgraph_memstate.errors import (
     CorruptRowError,
@@ -103,6 +102,8 @@ def check_ttl(ttl: object) -> float | None:
 
 
 def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -181,10 +182,14 @@ def new_version() -> str:
         tick = _last_tick
     random = int.from_bytes(os.urandom(8), "big") & ((1 << 62) - 1)
     bits = (tick >> 12) << 80 | 0x7 << 76 | (tick & 0xFFF) << 64 | 0b10 << 62 | random
-    return str(UUID(int=bits))
+    digits = f"{bits:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 # -- values ---------------------------------------------------------------------------------------
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=dict)
 
 
 def encode_value(value: Mapping[str, Any]) -> str:
@@ -193,46 +198,46 @@ def encode_value(value: Mapping[str, Any]) -> str:
     Raises:
         SerializationError: something in it is not JSON; the message names the path.
     """
-    if not isinstance(value, Mapping):
+    if not isinstance(value, (dict, Mapping)):
         raise SerializationError(f"a value is a dict with string keys, not {type(value).__name__}")
-    problem = _not_json(value, "$", 0)
-    if problem:
-        raise SerializationError(problem)
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=dict)
+    if (fault := _not_json(value, 0)) is not None:
+        path, problem = fault
+        raise SerializationError(f"${path if len(path) <= 300 else path[:100] + '…'} {problem}")
+    return _ENCODER.encode(value)
 
 
 _MAX_DEPTH = 200
 _MAX_INT_BITS = 14_000  # about 4,200 digits: Python refuses to read more than 4,300 back
 
 
-def _not_json(value: object, path: str, depth: int) -> str | None:
-    """Why `value` cannot be stored as JSON without changing, or None."""
+def _not_json(value: object, depth: int) -> tuple[str, str] | None:
+    """Where in `value` there is something that JSON would change or cannot hold, and what it is."""
     if isinstance(value, str):  # also of a class of its own, as the text of a message is
-        return None if _is_unicode(value) else f"{path} is not valid Unicode"
+        return None if _is_unicode(value) else ("", "is not valid Unicode")
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, int):
         bits = value.bit_length()
-        return None if bits <= _MAX_INT_BITS else f"{path} is an integer of {bits} bits; {_MAX_INT_BITS} fit"
+        return None if bits <= _MAX_INT_BITS else ("", f"is an integer of {bits} bits; {_MAX_INT_BITS} fit")
     if isinstance(value, float):
-        return None if math.isfinite(value) else f"{path} is {value!r}, which JSON has no number for"
+        return None if math.isfinite(value) else ("", f"is {value!r}, which JSON has no number for")
     if depth > _MAX_DEPTH:
-        return f"{path[:100]}… is nested deeper than {_MAX_DEPTH} levels"
-    if isinstance(value, Mapping):
+        return "", f"is nested deeper than {_MAX_DEPTH} levels"
+    if isinstance(value, (dict, Mapping)):
         for key, inner in value.items():
             if not isinstance(key, str) or not _is_unicode(key):
-                return f"{path} has the key {key!r}; JSON keys are strings"
-            if problem := _not_json(inner, f"{path}.{key}", depth + 1):
-                return problem
+                return "", f"has the key {key!r}; JSON keys are strings"
+            if (fault := _not_json(inner, depth + 1)) is not None:
+                return f".{key}{fault[0]}", fault[1]
         return None
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         for position, inner in enumerate(value):
-            if problem := _not_json(inner, f"{path}[{position}]", depth + 1):
-                return problem
+            if (fault := _not_json(inner, depth + 1)) is not None:
+                return f"[{position}]{fault[0]}", fault[1]
         return None
     kind = type(value)
-    return (
-        f"{path} is a {kind.__module__}.{kind.__qualname__}, which JSON cannot hold; "
+    return "", (
+        f"is a {kind.__module__}.{kind.__qualname__}, which JSON cannot hold; "
         "store a string, number, list or dict (for a Pydantic model: model_dump(mode='json'))"
     )
 
@@ -269,6 +274,9 @@ class Origin:
             check_text(name, getattr(self, name))
 
 
+NOWHERE = Origin()
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """One memory write on its way to the log: complete but for its place in the sequence.
@@ -292,7 +300,7 @@ class Draft:
     schema: str | None = None
     schema_version: int | None = None
     ts: float = field(default_factory=time.time)
-    origin: Origin = Origin()
+    origin: Origin = NOWHERE
     undoes: int | None = None
     created_at: float | None = None
     patch: str | None = None

@@ -18,11 +18,12 @@ from typing import Any, Protocol, Self, TypeVar
 from pydantic import BaseModel
 
 from langgraph_memstate.awaited import awaited
-from langgraph_memstate.commit import Writer
+from langgraph_memstate.commit import Landing, Writer
 from langgraph_memstate.constraints import admitted, guarded, needs_guard
 from langgraph_memstate.embedding import Embedder, home_loop
 from langgraph_memstate.errors import CommitRaced, FactRaced, IndexConfigError, StorageClosedError
 from langgraph_memstate.facts import (
+    NOWHERE,
     Draft,
     IndexPaths,
     Namespace,
@@ -261,13 +262,13 @@ class OpenedMemory:
             new_version(), namespace, key, "put", encode_value(value), type=type, index=index, ttl=check_ttl(ttl),
             schema=None if schema is None else schema.name,
             schema_version=None if schema is None else schema.version,
-            origin=origin or Origin(),
+            origin=origin or NOWHERE,
         )  # fmt: skip
 
     def draft_delete(self, namespace: Namespace, key: str, *, origin: Origin | None = None) -> Draft:
         """A validated delete, ready for `write`."""
         namespace, key = check_namespace(namespace), check_key(key)
-        return Draft(new_version(), namespace, key, "delete", None, origin=origin or Origin())
+        return Draft(new_version(), namespace, key, "delete", None, origin=origin or NOWHERE)
 
     def write(self, drafts: Sequence[Draft], before: Commit = ()) -> Sequence[Draft]:
         """Put drafts where they belong: the open transaction, the running step, or a commit of their own.
@@ -313,8 +314,15 @@ class OpenedMemory:
         self._check_open()
         self._commit(drafts, before, after, in_step=True)
 
+    def enqueue(self, commit: Commit) -> Landing:
+        """Queue operations without drafts, to be waited for. They land after all that was queued before.
+
+        For the graph's checkpointer, as is `submit`, which waits in the background.
+        """
+        self._check_open()
+        return self._writer.enqueue(commit)
+
     def submit(self, commit: Commit) -> Future[None]:
-        """Queue operations without drafts. They land after all that was queued before; for the graph's checkpointer."""
         self._check_open()
         return self._writer.submit(commit)
 

@@ -170,6 +170,8 @@ class SchemaRegistry:
             return [*reversed(self._schemas.values())]
 
     def find(self, namespace: Namespace, type: str | None) -> Schema | None:
+        if not self._schemas:
+            return None
         return next((schema for schema in self.all() if schema.governs(namespace, type)), None)
 
     def type_of(self, model: type[BaseModel]) -> str | None:

@@ -220,6 +220,7 @@ MEMORY_CALLS: dict[str, Call] = {
     "discard_session": lambda memory: memory.discard_session("s"),
     "write": lambda memory: memory.write([]),
     "land": lambda memory: memory.land([]),
+    "enqueue": lambda memory: memory.enqueue(()),
     "submit": lambda memory: memory.submit(()),
     "transaction": lambda memory: memory.transaction(),
     "view": lambda memory: memory.view(),

@@ -294,7 +294,8 @@ class MemStateCheckpointer(ThreadReader):
         elif drafts:
             ops.append(Stage(step, task_id, task_path, drafts))
         removable = [write for write in numbered if write.idx >= 0 or pregel.is_input(task_id)]
-        return self._ledger(config).save(step, task_id, removable, lambda: self.memory.submit(tuple(ops)), self._remove)
+        commit = tuple(ops)
+        return self._ledger(config).save(step, task_id, removable, lambda: self.memory.enqueue(commit), self._remove)
 
     def get_next_version(self, current: str | int | float | None, channel: None) -> str:
         """Versions sort by time; a random part keeps branches of a fork apart."""

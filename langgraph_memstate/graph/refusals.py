@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langgraph_memstate.awaited import on_event_loop
+from langgraph_memstate.commit import Landing
 from langgraph_memstate.errors import SchemaError
 from langgraph_memstate.storage.operations import Commit, DropWrites, Unstage
 from langgraph_memstate.storage.values import StepKey
@@ -78,7 +79,7 @@ class Ledger:
         step: StepKey,
         task_id: str,
         writes: Sequence[Write],
-        submit: Callable[[], Future[None]],
+        enqueue: Callable[[], Landing],
         remove: Remove,
     ) -> bool:
         """Save a task's writes and wait; False if one of them is refused already, and nothing was saved.
@@ -91,8 +92,8 @@ class Ledger:
             known = self._saved.setdefault((step, task_id), [])
             kept = frozenset(write.idx for saved in known for write in saved.writes if write.idx >= 0)
             known.append(_Saved(step, task_id, tuple(writes), remove, kept))
-            landing = submit()
-        landing.result()
+            landing = enqueue()
+        landing.wait()
         return True
 
     def loaded(self, step: StepKey, task_id: str, writes: Sequence[Write], remove: Remove) -> None:

@@ -165,11 +165,10 @@ class MemStateStore(BaseStore):
         return list(last.values())
 
     def _draft(self, op: PutOp) -> Draft:
-        namespace = check_namespace(op.namespace)
         if op.value is None:
-            return self.memory.draft_delete(namespace, op.key)
+            return self.memory.draft_delete(op.namespace, op.key)
         index: IndexPaths = op.index if op.index is None or op.index is False else check_paths(op.index)
-        return self.memory.draft_put(namespace, op.key, op.value, index=index, ttl=op.ttl)
+        return self.memory.draft_put(op.namespace, op.key, op.value, index=index, ttl=op.ttl)
 
     # -- reads --------------------------------------------------------------------------------------
 

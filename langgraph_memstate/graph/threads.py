@@ -76,7 +76,8 @@ class ThreadReader(BaseCheckpointSaver[str]):
             stored = reader.checkpoint(
                 str(configurable["thread_id"]), configurable.get("checkpoint_ns", ""), get_checkpoint_id(config)
             )
-            staged = [] if stored is None else reader.staged(stored.step)
+            # Memory writes are staged with the channel writes of their task.
+            staged = [] if stored is None or not stored.writes else reader.staged(stored.step)
             latest = None if stored is None or not staged else reader.checkpoint(*stored.step[:2], None)
             base = left_behind(reader, stored.step) if self._rewinds and stored is not None else None
             rewound = () if base is None else tuple(rewind(reader, base, base.step).drafts)
@@ -273,7 +274,8 @@ class ThreadReader(BaseCheckpointSaver[str]):
 
     def _await_removals(self) -> None:
         """What a channel refused on an event loop is gone before anything is read again."""
-        wait(tuple(self._staging.removals))
+        if self._staging.removals:
+            wait(tuple(self._staging.removals))
 
 
 def _enter(config: RunnableConfig, ledger: Ledger) -> None:

@@ -28,7 +28,7 @@ from langgraph_memstate.errors import (
 from langgraph_memstate.storage.base import Storage
 from langgraph_memstate.storage.operations import Commit
 from langgraph_memstate.storage.sqlite_read import SQLiteReader
-from langgraph_memstate.storage.sqlite_write import run_op
+from langgraph_memstate.storage.sqlite_write import run_ops
 
 logger = logging.getLogger("langgraph_memstate")
 
@@ -196,10 +196,11 @@ class SQLiteStorage(Storage):
     def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
         conn = self._open_writer()
         try:
-            outcomes = self._apply_together(conn, commits, apart=False)
-            if len(commits) == 1 or all(outcome is None for outcome in outcomes):
-                return outcomes
-            return self._apply_together(conn, commits, apart=True)  # one is to blame, and the others are to land
+            together = tuple(op for commit in commits for op in commit)
+            (failure,) = self._apply_in_order(conn, (together,), apart=False)
+            if failure is None or len(commits) == 1:
+                return [failure] * len(commits)
+            return self._apply_in_order(conn, commits, apart=True)  # one is to blame, and the others are to land
         except sqlite3.Error as error:
             self._rollback(conn)
             if len(commits) == 1:
@@ -207,7 +208,7 @@ class SQLiteStorage(Storage):
         # The shared transaction is gone. One commit may be to blame, so each gets its own.
         return [outcome for commit in commits for outcome in self.apply((commit,))]
 
-    def _apply_together(
+    def _apply_in_order(
         self, conn: sqlite3.Connection, commits: Sequence[Commit], *, apart: bool
     ) -> list[BaseException | None]:
         """Run commits in one transaction: each `apart` from the others, or nothing lands once one fails."""
@@ -246,8 +247,7 @@ class SQLiteStorage(Storage):
         if apart:
             conn.execute("SAVEPOINT one")
         try:
-            for op in commit:
-                run_op(conn, op, now)
+            run_ops(conn, commit, now)
         except Exception as error:
             if isinstance(error, sqlite3.Error) and not isinstance(error, _OF_ONE_COMMIT):
                 raise

@@ -166,11 +166,8 @@ class SQLiteReader(Reader):
         return sorted(ns for (ns,) in rows)
 
     def _stored(self, row: tuple[Any, ...]) -> StoredCheckpoint:
-        head = _head(row)
-        return StoredCheckpoint(
-            **{field.name: getattr(head, field.name) for field in fields(StoredHead)},
-            writes=self._writes(head.step),
-        )
+        step = StepKey(*row[:3])
+        return StoredCheckpoint(*_head_fields(row), writes=self._writes(step))
 
     def latest_id(self, thread_id: str, checkpoint_ns: str) -> str | None:
         row = self._one(
@@ -488,13 +485,17 @@ def _unpacked(step: StepKey, stored: object) -> bytes:
 
 
 def _head(row: Sequence[Any]) -> StoredHead:
+    return StoredHead(*_head_fields(row))
+
+
+def _head_fields(row: Sequence[Any]) -> tuple[StepKey, str | None, int, str, Blob, str, dict[str, str]]:
     step = StepKey(*row[:3])
     parent_id, seq, ts, head_type, head, metadata, manifest_text = row[3:]
     try:
         manifest: dict[str, str] = dict(json.loads(manifest_text))
     except (TypeError, ValueError) as error:
         raise CorruptRowError(f"checkpoint {step.checkpoint_id}: its manifest is not JSON") from error
-    return StoredHead(step, parent_id, seq, ts, Blob(head_type, _unpacked(step, head)), metadata, manifest)
+    return step, parent_id, seq, ts, Blob(head_type, _unpacked(step, head)), metadata, manifest
 
 
 def _narrowed(conditions: Sequence[Condition]) -> tuple[str, dict[str, Any]]:

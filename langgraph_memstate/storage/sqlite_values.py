@@ -112,10 +112,10 @@ def _element_id(conn: sqlite3.Connection, thread_id: str, digest: bytes, fresh: 
 
 
 def read_values(conn: sqlite3.Connection, thread_id: str, value_ids: Sequence[str]) -> dict[str, Blob]:
+    marks = ", ".join("?" * len(value_ids))  # less work than json_each, and there are as few as a graph has channels
     rows = conn.execute(
-        "SELECT value_id, type, data FROM channel_values "
-        "WHERE thread_id = ? AND value_id IN (SELECT value FROM json_each(?))",
-        (thread_id, json.dumps(list(value_ids))),
+        f"SELECT value_id, type, data FROM channel_values WHERE thread_id = ? AND value_id IN ({marks})",
+        (thread_id, *value_ids),
     )
     return {value_id: Blob(type_, unpacked(data)) for value_id, type_, data in rows}
 

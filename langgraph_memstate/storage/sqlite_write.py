@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, groupby
+from typing import Any, NamedTuple, cast
 
 from langgraph_memstate.errors import CommitRaced, CorruptRowError, FactRaced
 from langgraph_memstate.facts import Draft, encode_namespace, namespace_range
@@ -61,12 +62,19 @@ THIS_STEP = "thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 NOT_LANDED = "NOT EXISTS (SELECT 1 FROM facts WHERE facts.version = staged.version)"  # a copied thread landed it first
 
 
-def run_op(conn: sqlite3.Connection, op: Op, now: float) -> None:
-    """Run one operation inside the caller's transaction, which commits at `now` (seconds since 1970)."""
-    if isinstance(op, Append):
-        _append(conn, op, now)
-    else:
-        _RUN[type(op)](conn, op)
+def run_ops(conn: sqlite3.Connection, ops: Iterable[Op], now: float) -> None:
+    """Run operations inside the caller's transaction, which commits at `now` (seconds since 1970).
+
+    Those of a kind that follow each other share their statements: every statement makes way for other threads.
+    """
+    for kind, run in groupby(ops, type):
+        if kind is Append:
+            _append(conn, cast(Sequence[Append], list(run)), now)
+        elif kind is PutWrites:
+            _put_writes(conn, cast(Iterable[PutWrites], run))
+        else:
+            for op in run:
+                _RUN[kind](conn, op)
 
 
 # -- checkpoints ------------------------------------------------------------------------------------
@@ -84,15 +92,16 @@ def _put_checkpoint(conn: sqlite3.Connection, op: PutCheckpoint) -> None:
         sweep(conn, op.step.thread_id)
 
 
-def _put_writes(conn: sqlite3.Connection, op: PutWrites) -> None:
-    for special in (True, False):
-        rows = [
-            (*op.step, op.task_path, op.task_id, row.idx, row.channel, row.value.type, packed(row.value.data))
-            for row in op.rows
-            if (row.idx < 0) is special
-        ]
+def _put_writes(conn: sqlite3.Connection, ops: Iterable[PutWrites]) -> None:
+    regular: list[tuple[Any, ...]] = []
+    special: list[tuple[Any, ...]] = []
+    for op in ops:
+        for row in op.rows:
+            (regular if row.idx >= 0 else special).append(
+                (*op.step, op.task_path, op.task_id, row.idx, row.channel, row.value.type, packed(row.value.data))
+            )
+    for verb, rows in (("REPLACE", special), ("IGNORE", regular)):
         if rows:
-            verb = "REPLACE" if special else "IGNORE"
             conn.executemany(
                 f"INSERT OR {verb} INTO writes (thread_id, checkpoint_ns, checkpoint_id, task_path, task_id, idx, "
                 "channel, type, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -204,74 +213,142 @@ def _expect(conn: sqlite3.Connection, op: Expect) -> None:
             raise CommitRaced(f"thread {step.thread_id} went on meanwhile")
 
 
-def _append(conn: sqlite3.Connection, op: Append, now: float) -> None:
-    (last,) = conn.execute("SELECT coalesce(max(seq), 0) FROM facts").fetchone()
-    seq = last
-    unknown = _indexes_besides(conn, op.indexes)
-    for draft in op.drafts:
-        if conn.execute("SELECT 1 FROM facts WHERE version = ?", (draft.version,)).fetchone():
-            continue
-        ns = encode_namespace(draft.namespace)
-        old = conn.execute(
-            "SELECT version, created_at, coalesce(expires_at <= ?, 0) FROM items WHERE ns = ? AND key = ?",
-            (draft.ts, ns, draft.key),
-        ).fetchone()
-        expired = old is not None and bool(old[2])
-        if op.if_expired is not None and not (expired and old[0] in op.if_expired):
-            continue
-        created_at = draft.created_at or (old[1] if old and not expired else draft.ts)
-        seq += 1
-        _log(conn, (seq, last + 1, now), ns, draft, old[0] if old else None, created_at)
-        if draft.op == "delete":
-            conn.execute("DELETE FROM items WHERE ns = ? AND key = ?", (ns, draft.key))
-        else:
-            conn.execute(
-                "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    ns, draft.key, draft.version, seq, draft.type, draft.value, created_at, draft.ts,
-                    draft.ttl, None if draft.ttl is None else draft.ts + draft.ttl * 60,
-                ),
+_LOOK = (
+    "WITH wanted (version, ns, key) AS (VALUES {}) SELECT wanted.version, "
+    "EXISTS (SELECT 1 FROM facts WHERE facts.version = wanted.version), "
+    "items.version, created_at, expires_at, EXISTS (SELECT 1 FROM vectors WHERE vectors.version = items.version) "
+    "OR EXISTS (SELECT 1 FROM outbox WHERE outbox.version = items.version), "
+    "(SELECT coalesce(max(seq), 0) FROM facts), EXISTS (SELECT 1 FROM indexes) "
+    "FROM wanted LEFT JOIN items ON items.ns = wanted.ns AND items.key = wanted.key"
+)
+_AT_ONCE = 100  # lookups of a statement
+_INSERT_FACT = f"INSERT INTO facts VALUES ({', '.join('?' * 25)})"
+_PUT_ITEM = (
+    "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (ns, key) DO UPDATE SET "
+    "version = excluded.version, seq = excluded.seq, type = excluded.type, value = excluded.value, "
+    "created_at = excluded.created_at, updated_at = excluded.updated_at, ttl = excluded.ttl, "
+    "expires_at = excluded.expires_at"
+)
+
+
+class _Held(NamedTuple):
+    """The item that a draft finds at its address."""
+
+    version: str
+    created_at: float
+    expires_at: float | None
+    has_vectors: bool
+    """whether an index has any, or is to"""
+
+
+class _Found(NamedTuple):
+    """What the database holds before a draft is appended."""
+
+    is_known: bool
+    item: _Held | None
+    last: int
+    """the log's last sequence"""
+    has_indexes: bool
+
+
+def _append(conn: sqlite3.Connection, ops: Sequence[Append], now: float) -> None:
+    addresses: dict[str, tuple[str, str]] = {}
+    for draft in (draft for op in ops for draft in op.drafts):
+        addresses.setdefault(draft.version, (encode_namespace(draft.namespace), draft.key))
+    before = _look(conn, [(version, *address) for version, address in addresses.items()])
+    log: dict[str, tuple[Any, ...]] = {}  # by version
+    held: dict[tuple[str, str], _Held | None] = {}  # by address, as these commits leave it
+    items: dict[tuple[str, str], tuple[Any, ...]] = {}
+    retired: list[str] = []
+    to_embed: dict[str, tuple[str, ...]] = {}  # by version, the indexes that its process knows
+    for op in ops:
+        first = 0
+        for draft in op.drafts:
+            found, address = before[draft.version], addresses[draft.version]
+            if found.is_known or draft.version in log:
+                continue
+            old = held.get(address, found.item)
+            is_expired = old is not None and old.expires_at is not None and old.expires_at <= draft.ts
+            if op.if_expired is not None and not (is_expired and old is not None and old.version in op.if_expired):
+                continue
+            seq = found.last + len(log) + 1
+            first = first or seq
+            created_at = draft.created_at or (draft.ts if old is None or is_expired else old.created_at)
+            expires_at = None if draft.ttl is None else draft.ts + draft.ttl * 60
+            log[draft.version] = _log_row((seq, first, now), address, draft, old, created_at)
+            if old is not None and old.has_vectors:
+                retired.append(old.version)
+                to_embed.pop(old.version, None)
+            items.pop(address, None)
+            if draft.op == "delete":
+                held[address] = None
+                continue
+            held[address] = _Held(draft.version, created_at, expires_at, has_vectors=True)
+            items[address] = (
+                *address, draft.version, seq, draft.type, draft.value, created_at, draft.ts, draft.ttl, expires_at,
             )  # fmt: skip
-        if old:
-            _retire_vectors(conn, old[0])
-        if draft.op == "put" and draft.index is not False:
-            _leave_to_embed(conn, draft.version, unknown)
+            if found.has_indexes and draft.index is not False:
+                to_embed[draft.version] = op.indexes
+    conn.executemany(_INSERT_FACT, log.values())
+    conn.executemany(_PUT_ITEM, items.values())
+    if gone := [address for address, item in held.items() if item is None]:
+        conn.executemany("DELETE FROM items WHERE ns = ? AND key = ?", gone)
+    if retired:
+        _retire_vectors(conn, retired)
+    if to_embed:
+        _leave_to_embed(conn, to_embed)
 
 
-def _log(
-    conn: sqlite3.Connection,
+def _look(conn: sqlite3.Connection, wanted: Sequence[tuple[str, str, str]]) -> dict[str, _Found]:
+    """By version. `wanted`: version, namespace and key of every draft."""
+    found: dict[str, _Found] = {}
+    for start in range(0, len(wanted), _AT_ONCE):
+        some = wanted[start : start + _AT_ONCE]
+        query = _LOOK.format(", ".join(["(?, ?, ?)"] * len(some)))
+        for version, is_known, old, created_at, expires_at, has_vectors, last, has_indexes in conn.execute(
+            query, list(chain.from_iterable(some))
+        ):
+            item = None if old is None else _Held(old, created_at, expires_at, has_vectors)
+            found[version] = _Found(is_known, item, last, has_indexes)
+    return found
+
+
+def _log_row(
     place: tuple[int, int, float],
-    ns: str,
+    address: tuple[str, str],
     draft: Draft,
-    supersedes: str | None,
+    old: _Held | None,
     created_at: float,
-) -> None:
+) -> tuple[Any, ...]:
     """`place`: sequence, the first sequence of the commit, and when that commits."""
     seq, commit_id, committed_at = place
     origin = draft.origin
-    conn.execute(
-        f"INSERT INTO facts VALUES ({', '.join('?' * 25)})",
-        (
-            seq, draft.version, commit_id, ns, draft.key, draft.op, draft.type, draft.value, supersedes,
-            draft.undoes, created_at if draft.op == "put" else None, _json(draft.index), draft.ttl,
-            draft.schema, draft.schema_version, origin.thread_id, origin.checkpoint_ns, origin.checkpoint_id,
-            origin.task_id, origin.node, origin.run_id, origin.actor, origin.reason, draft.ts, committed_at,
-        ),
+    return (
+        seq, draft.version, commit_id, *address, draft.op, draft.type, draft.value,
+        None if old is None else old.version, draft.undoes, created_at if draft.op == "put" else None,
+        _json(draft.index), draft.ttl,
+        draft.schema, draft.schema_version, origin.thread_id, origin.checkpoint_ns, origin.checkpoint_id,
+        origin.task_id, origin.node, origin.run_id, origin.actor, origin.reason, draft.ts, committed_at,
     )  # fmt: skip
 
 
-def _retire_vectors(conn: sqlite3.Connection, version: str) -> None:
-    conn.execute("DELETE FROM outbox WHERE version = ? AND op <> 'delete'", (version,))
-    conn.execute(
+def _retire_vectors(conn: sqlite3.Connection, versions: Sequence[str]) -> None:
+    conn.executemany("DELETE FROM outbox WHERE version = ? AND op <> 'delete'", [(version,) for version in versions])
+    conn.executemany(
         "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
         "SELECT index_name, 'delete', vector_id, version, 0 FROM vectors WHERE version = ? AND index_name <> ? "
         "ORDER BY id",
-        (version, EXACT),
+        [(version, EXACT) for version in versions],
     )
 
 
-def _indexes_besides(conn: sqlite3.Connection, known: tuple[str, ...]) -> list[str]:
-    return [name for (name,) in conn.execute("SELECT name FROM indexes ORDER BY name") if name not in known]
+def _leave_to_embed(conn: sqlite3.Connection, known: Mapping[str, tuple[str, ...]]) -> None:
+    """Leave versions to the indexes that the process which commits them does not know."""
+    names = [name for (name,) in conn.execute("SELECT name FROM indexes ORDER BY name")]
+    conn.executemany(
+        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) VALUES (?1, 'embed', ?2, ?2, 0)",
+        [(name, version) for version, indexes in known.items() for name in names if name not in indexes],
+    )
 
 
 def _forget(conn: sqlite3.Connection, op: Forget) -> None:
@@ -304,13 +381,6 @@ def _forget(conn: sqlite3.Connection, op: Forget) -> None:
         hashes,
     )
     conn.execute(f"UPDATE facts SET value = NULL WHERE version IN {versions}", parameters)
-
-
-def _leave_to_embed(conn: sqlite3.Connection, version: str, indexes: Sequence[str]) -> None:
-    conn.executemany(
-        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) VALUES (?1, 'embed', ?2, ?2, 0)",
-        [(index, version) for index in indexes],
-    )
 
 
 def _touch(conn: sqlite3.Connection, op: Touch) -> None:
@@ -432,8 +502,11 @@ def _put_index_meta(conn: sqlite3.Connection, op: PutIndexMeta) -> None:
     conn.execute("INSERT OR REPLACE INTO indexes VALUES (?, ?, ?, ?)", (op.index, op.model, op.dims, op.generation))
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def _json(value: object) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return None if value is None else _ENCODER.encode(value)
 
 
 def _list(text: str) -> list[str]:
@@ -447,7 +520,6 @@ _RUN: dict[type, Run] = {
     Expect: _expect,
     Forget: _forget,
     PutCheckpoint: _put_checkpoint,
-    PutWrites: _put_writes,
     DropWrites: _drop_writes,
     Stage: _stage,
     Unstage: _unstage,

@@ -75,8 +75,7 @@ def _no_transaction() -> None:
     def apply(self: SQLiteStorage, commits: Sequence[Commit]) -> list[BaseException | None]:
         conn = self._open_writer()
         for commit in commits:
-            for op in commit:
-                sqlite_write.run_op(conn, op, time.time())
+            sqlite_write.run_ops(conn, commit, time.time())
         return [None] * len(commits)
 
     SQLiteStorage.apply = apply  # type: ignore[method-assign]
@@ -87,8 +86,7 @@ def _swallowed_error() -> None:
         self: SQLiteStorage, conn: sqlite3.Connection, commit: Commit, now: float, *, apart: bool
     ) -> BaseException | None:
         try:
-            for op in commit:
-                sqlite_write.run_op(conn, op, time.time())
+            sqlite_write.run_ops(conn, commit, time.time())
         except Exception as error:
             return error  # and what the commit did before it stays in the transaction
         return None
@@ -98,12 +96,11 @@ def _swallowed_error() -> None:
 
 def _early_acknowledgement() -> None:
     def acknowledge_first(self: Writer, group: Any) -> None:
-        for _, future in group:
-            future.set_result(None)
-        self._storage.apply([commit for commit, _ in group])
+        for landing in group:
+            landing.settle(None)
+        self._background.submit(self._storage.apply, [landing.commit for landing in group])
 
     Writer._land = acknowledge_first  # type: ignore[method-assign]
-    Writer.land = lambda self, commit: self.submit(commit).result()  # type: ignore[method-assign]
 
 
 def _no_prepare_record() -> None:
