@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from langgraph_memstate.errors import StorageClosedError, StorageError
 from langgraph_memstate.storage.base import Storage
@@ -53,7 +54,7 @@ class Landing:
 
     def call(self) -> None:
         """Wake the caller: its commit has settled, or it is its turn to write."""
-        if self._called.locked():
+        with suppress(RuntimeError):  # it has been called already, and is not asleep
             self._called.release()
 
     def sleep(self, timeout: float = -1) -> None:
@@ -71,7 +72,6 @@ class Writer:
         self._closed = False
         self._discouraged = 0
         self._took = _PATIENCE  # seconds that the last group needed
-        self._unsettled = 0  # commits that have not landed or failed yet
         self._lock = threading.Lock()
         self._turn = threading.Lock()  # to write
         self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="memstate-writer")
@@ -84,7 +84,6 @@ class Writer:
     def _add(self, commit: Commit) -> Landing:
         self._check_open()
         landing = Landing(self, commit)
-        self._unsettled += 1
         self._queue.append(landing)
         return landing
 
@@ -161,29 +160,30 @@ class Writer:
 
     def _land_waiting(self) -> int:
         """Land all that is queued by now; returns how many commits that were."""
-        with self._turn:
-            with self._lock:
-                group = list(self._queue)
-                self._queue.clear()
-            if group:
-                self._land(group)
-            return len(group)
-
-    def _land(self, group: Sequence[Landing]) -> None:
-        start = time.monotonic()
+        group: list[Landing] = []
         outcomes: Sequence[BaseException | None] | None = None
-        try:
-            outcomes = self._storage.apply([landing.commit for landing in group])
-        except Exception as error:  # whatever it is, the callers must learn of it
-            outcomes = [error] * len(group)
-        finally:
-            self._took = time.monotonic() - start
-            if outcomes is None:  # by Ctrl-C, which goes on in the caller that writes
-                outcomes = [_interrupted()] * len(group)
-            with self._lock:
-                self._unsettled -= len(group)
+        with self._turn:
+            try:
+                with self._lock:
+                    group += self._queue
+                    self._queue.clear()
+                if group:
+                    outcomes = self._land(group)
+            except Exception as error:  # whatever it is, the callers must learn of it
+                outcomes = [error] * len(group)
+            finally:
+                if outcomes is None:  # by Ctrl-C, which goes on in the caller that writes
+                    outcomes = [_interrupted()] * len(group)
                 for landing, outcome in zip(group, outcomes, strict=True):
                     landing.settle(outcome)
+            return len(group)
+
+    def _land(self, group: Sequence[Landing]) -> Sequence[BaseException | None]:
+        start = time.monotonic()
+        try:
+            return self._storage.apply([landing.commit for landing in group])
+        finally:
+            self._took = time.monotonic() - start
 
 
 def _is_of_a_task(commit: Commit) -> bool:

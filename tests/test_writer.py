@@ -77,9 +77,9 @@ def raced() -> Commit:
 
 
 def queued(writer: Writer, count: int) -> None:
-    """Return once so many commits are on their way."""
+    """Return once so many commits wait for their turn."""
     deadline = time.monotonic() + 30
-    while writer._unsettled < count:
+    while len(writer._queue) < count:
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
@@ -93,7 +93,7 @@ def behind_one(
     rest = []
     for commit in commits:
         rest.append(pool.submit(writer.land, commit))
-        queued(writer, len(rest) + 1)
+        queued(writer, len(rest))
     return first, rest
 
 
@@ -117,7 +117,7 @@ def test_what_is_queued_lands_in_order_and_in_one_group(gate: Gate, writer: Writ
     assert gate.groups == [1, 5]
     assert gate.landed() == ["first", *(f"{number}{part}" for number in range(5) for part in "ab")]
     assert gate.commit_ids() == [1, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10]  # a group is one transaction of many commits
-    assert writer._unsettled == 0
+    assert not writer._queue
 
 
 def test_one_key_written_by_several_commits_of_a_group(gate: Gate, writer: Writer, pool: ThreadPoolExecutor) -> None:

@@ -95,12 +95,11 @@ def _swallowed_error() -> None:
 
 
 def _early_acknowledgement() -> None:
-    def acknowledge_first(self: Writer, group: Any) -> None:
-        for landing in group:
-            landing.settle(None)
+    def acknowledge_first(self: Writer, group: Any) -> list[None]:
         self._background.submit(self._storage.apply, [landing.commit for landing in group])
+        return [None] * len(group)
 
-    Writer._land = acknowledge_first  # type: ignore[method-assign]
+    Writer._land = acknowledge_first  # type: ignore[method-assign,assignment]
 
 
 def _no_prepare_record() -> None:

@@ -113,7 +113,7 @@ def test_one_poisoned_commit_does_not_hurt_its_group(poison: Any, quick_path: Pa
         assert waiting.wait(30)  # the writer is busy with the first one, so the others make one group
         for thread in threads[1:]:
             thread.start()
-        while memory._writer._unsettled < len(threads):
+        while len(memory._writer._queue) < len(threads) - 1:
             time.sleep(0.001)
         gate.set()
         for thread in threads:
