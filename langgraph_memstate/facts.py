@@ -57,7 +57,7 @@ def check_namespace(namespace: object) -> Namespace:
     for label in labels:
         if not isinstance(label, str) or not label:
             raise NamespaceError(f"namespace {namespace!r}: label {label!r} is not a non-empty string")
-        if not _is_unicode(label):
+        if not is_unicode(label):
             raise NamespaceError(f"namespace {namespace!r}: {label!r} is not valid Unicode")
     return tuple(labels)
 
@@ -73,7 +73,7 @@ def check_key(key: object) -> str:
     Raises:
         KeyTypeError: it is not a non-empty string of valid Unicode.
     """
-    if not isinstance(key, str) or not key or not _is_unicode(key):
+    if not isinstance(key, str) or not key or not is_unicode(key):
         raise KeyTypeError(f"a key is a non-empty string, not {key!r}")
     return key
 
@@ -84,7 +84,7 @@ def check_text(name: str, text: object) -> str | None:
     Raises:
         KeyTypeError: it is anything else.
     """
-    if text is None or (isinstance(text, str) and _is_unicode(text)):
+    if text is None or (isinstance(text, str) and is_unicode(text)):
         return text
     raise KeyTypeError(f"{name}={text!r} is not a string of valid Unicode")
 
@@ -102,7 +102,8 @@ def check_ttl(ttl: object) -> float | None:
     raise SerializationError(f"ttl={ttl!r} is not a number of minutes")
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text can be stored: half a surrogate pair cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -208,7 +209,7 @@ _MAX_INT_BITS = 14_000  # about 4,200 digits: Python refuses to read more than 4
 def _not_json(value: object, path: str, depth: int) -> str | None:
     """Why `value` cannot be stored as JSON without changing, or None."""
     if isinstance(value, str):  # also of a class of its own, as the text of a message is
-        return None if _is_unicode(value) else f"{path} is not valid Unicode"
+        return None if is_unicode(value) else f"{path} is not valid Unicode"
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -220,7 +221,7 @@ def _not_json(value: object, path: str, depth: int) -> str | None:
         return f"{path[:100]}… is nested deeper than {_MAX_DEPTH} levels"
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            if not isinstance(key, str) or not _is_unicode(key):
+            if not isinstance(key, str) or not is_unicode(key):
                 return f"{path} has the key {key!r}; JSON keys are strings"
             if problem := _not_json(inner, f"{path}.{key}", depth + 1):
                 return problem
