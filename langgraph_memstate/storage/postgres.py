@@ -36,7 +36,15 @@ from langgraph_memstate.errors import (
 from langgraph_memstate.storage.base import COUNTED, IndexTable, Reader, Storage
 from langgraph_memstate.storage.operations import Commit, Load
 from langgraph_memstate.storage.postgres_claims import claim, release
-from langgraph_memstate.storage.postgres_link import Connection, Pool, connect, is_lost, run, storage_error
+from langgraph_memstate.storage.postgres_link import (
+    Connection,
+    Pool,
+    connect,
+    interruption,
+    is_lost,
+    run,
+    storage_error,
+)
 from langgraph_memstate.storage.postgres_read import PostgresReader
 from langgraph_memstate.storage.postgres_tables import PostgresIndexTable
 from langgraph_memstate.storage.postgres_vectors import Places, VectorTables, schema_of_extension
@@ -218,7 +226,7 @@ class PostgresStorage(Storage):
         except psycopg.OperationalError as error:
             raise _Lost(error) from error
         outcomes: list[BaseException | None] = []
-        number = self._committed + 1
+        self._committed = number = self._committed + 1  # never used twice, whatever becomes of this commit
         is_decided = False
         try:
             copies = any(isinstance(op, Load) for commit in commits for op in commit)
@@ -236,6 +244,9 @@ class PostgresStorage(Storage):
                     is_decided = True
                     conn.execute(b"COMMIT")
         except BaseException as error:
+            if (interrupt := interruption(error)) is not None:
+                self._drop_writer()
+                raise interrupt  # noqa: B904  what the driver says of it is no refusal of the server
             if not is_lost(conn):
                 conn.rollback()
             if not is_lost(conn):
@@ -245,8 +256,6 @@ class PostgresStorage(Storage):
                 raise
             if not is_decided or not self._has_landed(number):
                 raise _Lost(error) from error
-        if is_decided:
-            self._committed = number
         return outcomes
 
     def _apply_one(self, conn: Connection, commit: Commit, places: Places, *, alone: bool) -> BaseException | None:

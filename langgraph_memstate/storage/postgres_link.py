@@ -69,6 +69,17 @@ def is_lost(conn: Connection) -> bool:
     return conn.closed or conn.info.status is not psycopg.pq.ConnStatus.OK
 
 
+def interruption(error: BaseException) -> BaseException | None:
+    """The KeyboardInterrupt, or the like, that an error is or has come of.
+
+    It may have come in the middle of an answer, so that nobody knows what the connection waits for.
+    """
+    cause: BaseException | None = error
+    while isinstance(cause, Exception):
+        cause = cause.__context__
+    return cause
+
+
 # -- texts ------------------------------------------------------------------------------------------
 
 
@@ -191,7 +202,13 @@ class Pool:
             conn = self._begun(begin)
             try:
                 yield conn
-            finally:
+            except BaseException as error:
+                if (interrupt := interruption(error)) is None:
+                    self._give_back(conn)
+                    raise
+                conn.close()
+                raise interrupt  # noqa: B904
+            else:
                 self._give_back(conn)
         finally:
             self._held.depth = depth
@@ -209,9 +226,9 @@ class Pool:
                 with conn.pipeline():
                     for statement in begin:
                         conn.execute(statement)
-            except psycopg.Error:
+            except BaseException as error:
                 conn.close()
-                if is_new:
+                if is_new or not isinstance(error, psycopg.Error):
                     raise
             else:
                 return conn
