@@ -264,6 +264,22 @@ def test_who_waits_for_a_server_holds_up_no_other_memory(postgres: Server, url: 
         assert waiting.result(timeout=10) == [None]
 
 
+def test_an_index_that_is_built_anew_while_space_is_freed(url: str, memory: MemoryStore) -> None:
+    commit(memory, notes(3))
+    with (
+        MemoryStore.open(url, index=INDEX) as other,
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(url) as conn,
+    ):
+        conn.execute("LOCK TABLE memstate.writes IN ACCESS EXCLUSIVE MODE")
+        waiting = pool.submit(memory.storage.vacuum)
+        eventually(lambda: counted(url, "pg_locks WHERE NOT granted") == 1)
+        other.reindex()
+        conn.rollback()
+        waiting.result(timeout=10)
+    assert difference(url) == []
+
+
 def test_a_commit_that_is_refused_leaves_neither(url: str, memory: MemoryStore) -> None:
     memory.register_schema("contact", Contact, Constraint(unique="email"))
 

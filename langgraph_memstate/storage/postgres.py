@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import resources
 from typing import LiteralString
 from uuid import uuid4
@@ -361,8 +361,11 @@ class PostgresStorage(Storage):
         try:
             with connect(self._conninfo) as conn:
                 kept = conn.execute(sql.SQL("SELECT number FROM {}.vector_tables").format(schema)).fetchall()
-                for table in (*COUNTED, *(f"vectors_{number:d}" for (number,) in kept)):
+                for table in COUNTED:
                     conn.execute(sql.SQL(command).format(schema, sql.Identifier(table)))
+                for (number,) in kept:
+                    with suppress(psycopg.errors.UndefinedTable):  # another was built in its place meanwhile
+                        conn.execute(sql.SQL(command).format(schema, sql.Identifier(f"vectors_{number:d}")))
         except psycopg.Error as error:
             raise storage_error(error, doing) from error
 
