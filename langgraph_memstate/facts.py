@@ -56,7 +56,7 @@ def check_namespace(namespace: object) -> Namespace:
     for label in labels:
         if not isinstance(label, str) or not label:
             raise NamespaceError(f"namespace {namespace!r}: label {label!r} is not a non-empty string")
-        if not _is_unicode(label):
+        if not is_unicode(label):
             raise NamespaceError(f"namespace {namespace!r}: {label!r} is not valid Unicode")
     return tuple(labels)
 
@@ -72,7 +72,7 @@ def check_key(key: object) -> str:
     Raises:
         KeyTypeError: it is not a non-empty string of valid Unicode.
     """
-    if not isinstance(key, str) or not key or not _is_unicode(key):
+    if not isinstance(key, str) or not key or not is_unicode(key):
         raise KeyTypeError(f"a key is a non-empty string, not {key!r}")
     return key
 
@@ -83,7 +83,7 @@ def check_text(name: str, text: object) -> str | None:
     Raises:
         KeyTypeError: it is anything else.
     """
-    if text is None or (isinstance(text, str) and _is_unicode(text)):
+    if text is None or (isinstance(text, str) and is_unicode(text)):
         return text
     raise KeyTypeError(f"{name}={text!r} is not a string of valid Unicode")
 
@@ -101,7 +101,8 @@ def check_ttl(ttl: object) -> float | None:
     raise SerializationError(f"ttl={ttl!r} is not a number of minutes")
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text can be stored: half a surrogate pair cannot."""
     if text.isascii():
         return True
     try:
@@ -213,7 +214,7 @@ _MAX_INT_BITS = 14_000  # about 4,200 digits: Python refuses to read more than 4
 def _not_json(value: object, depth: int) -> tuple[str, str] | None:
     """Where in `value` there is something that JSON would change or cannot hold, and what it is."""
     if isinstance(value, str):  # also of a class of its own, as the text of a message is
-        return None if _is_unicode(value) else ("", "is not valid Unicode")
+        return None if is_unicode(value) else ("", "is not valid Unicode")
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -225,7 +226,7 @@ def _not_json(value: object, depth: int) -> tuple[str, str] | None:
         return "", f"is nested deeper than {_MAX_DEPTH} levels"
     if isinstance(value, (dict, Mapping)):
         for key, inner in value.items():
-            if not isinstance(key, str) or not _is_unicode(key):
+            if not isinstance(key, str) or not is_unicode(key):
                 return "", f"has the key {key!r}; JSON keys are strings"
             if (fault := _not_json(inner, depth + 1)) is not None:
                 return f".{key}{fault[0]}", fault[1]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from langgraph_memstate.errors import FilterError
+from langgraph_memstate.facts import is_unicode
 
 
 class Condition(NamedTuple):
@@ -77,7 +78,7 @@ def _condition(path: tuple[str, ...], operator: str, operand: object) -> Iterato
     if side is None:
         return
     if isinstance(operand, str):
-        if "\0" not in operand:
+        if "\0" not in operand and is_unicode(operand):
             yield Condition(path, side, operand)
     elif isinstance(operand, int):
         if abs(operand) < _EXACT:

@@ -8,7 +8,16 @@ from typing import Any
 from langgraph_memstate.awaited import awaited
 from langgraph_memstate.diff import Change, diff_moments
 from langgraph_memstate.errors import RollbackError
-from langgraph_memstate.facts import LogEntry, Namespace, Origin, check_key, check_namespace, in_session, prefix_of
+from langgraph_memstate.facts import (
+    LogEntry,
+    Namespace,
+    Origin,
+    check_key,
+    check_namespace,
+    check_text,
+    in_session,
+    prefix_of,
+)
 from langgraph_memstate.forget import ForgetReport, plan_forget, subject_of
 from langgraph_memstate.moments import Moment, When, find_moment
 from langgraph_memstate.opened import OpenedMemory
@@ -57,8 +66,10 @@ class Hindsight(OpenedMemory):
         with self.storage.snapshot() as reader:
             entries = reader.log(
                 prefix=prefix_of(namespace),
-                key=key,
-                origin={name: wanted for name, wanted in origin.items() if wanted is not None},
+                key=check_text("key", key),
+                origin={
+                    name: text for name, wanted in origin.items() if (text := check_text(name, wanted)) is not None
+                },
                 after=find_moment(reader, since).seq,
                 until=None if until is None else find_moment(reader, until).seq,
                 limit=limit,
@@ -76,6 +87,7 @@ class Hindsight(OpenedMemory):
     def timeline(self, thread_id: str) -> Timeline:
         """A thread's checkpoints, branches and rollbacks, with what each remembered; a picture in a notebook."""
         self._check_open()
+        check_text("thread_id", thread_id)
         with self.storage.snapshot() as reader:
             return read_timeline(reader, thread_id)
 
@@ -151,7 +163,9 @@ class Hindsight(OpenedMemory):
                 queued and invisible.
         """
         self._check_open()
-        subject = subject_of(prefix_of(namespace), None if key is None else check_key(key), thread_id)
+        subject = subject_of(
+            prefix_of(namespace), None if key is None else check_key(key), check_text("thread_id", thread_id)
+        )
         origin = Origin(actor=actor, reason=reason)
 
         def erase() -> ForgetReport:

@@ -84,7 +84,12 @@ class Outbox(Follower):
             deferred = frozenset(plan.upserts) - {index.name for index in atomic}
             # Vectors come before the log, so that a version superseded in this very commit gives its vector back.
             vectors = PutVectors(tuple(plan.rows), deferred)
-            self._land(plan, atomic, self.plain(drafts, (*before, vectors), (*plan.kept, *after)))
+            try:
+                self._land(plan, atomic, self.plain(drafts, (*before, vectors), (*plan.kept, *after)))
+            except VectorSyncError:
+                if not self._is_taken(atomic):
+                    raise
+                self.commit(drafts, before, after)  # who has taken an index follows it: the commit leaves it the work
         if drafts and any(index.has_outbox for index in self.indexes):
             self._wake.set()
 
@@ -94,6 +99,11 @@ class Outbox(Follower):
         if index.state is None:
             raise VectorSyncError(f"index {index.name} is not open; nothing was written. Try memory.repair()")
         return True
+
+    def _is_taken(self, indexes: Sequence[VectorIndex]) -> bool:
+        """Whether another memory was found to have started one of these indexes anew."""
+        with self._storage.snapshot() as reader:
+            return any(not index.is_current(reader) and index.is_taken for index in indexes)
 
     def _plan(self, drafts: Sequence[Draft]) -> _Plan:
         plan = _Plan()

@@ -1,4 +1,4 @@
-"""A line to Redis that breaks at the worst moment: as an entry goes out, or before the answer comes back."""
+"""A line to Redis that breaks at the worst moment: as a call goes out, or before the answer comes back."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Literal
 
 When = Literal["before", "after"]
 APPEND = b"*11\r\n$7\r\nEVALSHA"  # with an entry and its id; to look takes nine words
+CHUNK = b"*3\r\n$5\r\nRPUSH"  # of an image
+IMAGE = b"*16\r\n$7\r\nEVALSHA"
 
 
 class Line:
-    """Forwards connections to a server's port. `breaks`: the next entry is lost, or its answer is."""
+    """Forwards connections to a server's port. `breaks`: the next call that starts so is lost, or its answer is."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -21,6 +23,7 @@ class Line:
         self._sockets: list[socket.socket] = [self._listener]
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
         self.breaks: When | None = None
+        self.starts = APPEND
         self.is_down = False
         self.broken = 0
         threading.Thread(target=self._accept, daemon=True).start()
@@ -48,7 +51,7 @@ class Line:
     def _forward(self, source: socket.socket, target: socket.socket, is_client: bool) -> None:
         with suppress(OSError):
             while sent := source.recv(1 << 20):
-                if is_client and self.breaks is not None and sent.startswith(APPEND):
+                if is_client and self.breaks is not None and sent.startswith(self.starts):
                     when, self.breaks = self.breaks, None
                     self.broken += 1
                     if when == "after":

@@ -491,6 +491,18 @@ def test_provenance_that_is_no_text(filled: MemoryStore, words: dict[str, Any]) 
         filled.commit(Fact("note", {}, id=""))
 
 
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("text", [5, b"t", "\ud800"])
+def test_what_is_asked_for_is_no_text(filled: MemoryStore, text: Any) -> None:
+    for name in ("thread_id", "actor", "key"):
+        with pytest.raises(KeyTypeError, match=name):
+            filled.log(**{name: text})
+    with pytest.raises(KeyTypeError, match="thread_id"):
+        filled.timeline(text)
+    with pytest.raises(KeyTypeError, match="thread_id"):
+        filled.forget(thread_id=text)
+
+
 # -- models and dimensions ------------------------------------------------------------------------
 
 

@@ -225,3 +225,9 @@ def test_sql_leaves_out_what_does_not_match(memory: MemoryStore) -> None:
         conditions = compile_filter(filter).conditions
         with memory.storage.snapshot() as reader:
             assert [record.key for record in reader.items(("many",), 0.0, conditions)] == ["7"]
+
+
+@pytest.mark.parametrize("wanted", ["\ud800", {"$eq": "\ud800"}, {"$gt": "\udfff"}, {"b": "\ud800"}, {"\ud800": 1}])
+def test_what_no_value_can_hold_matches_nothing(memory: MemoryStore, wanted: Any) -> None:
+    memory.commit(Fact("kept", {"a": "x"}, id="a"))
+    assert memory.query("kept", filter={"a": wanted}) == []

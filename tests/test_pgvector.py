@@ -28,6 +28,7 @@ from langgraph_memstate.errors import ConstraintError, IndexConfigError
 from langgraph_memstate.hooks.pgvector import PgvectorSyncHook
 from langgraph_memstate.index import to_bytes
 from langgraph_memstate.migration import migrate
+from langgraph_memstate.storage.operations import RebuildIndex
 from langgraph_memstate.storage.values import Nearest
 from langgraph_memstate.testing.hook_making import needs_fork
 from langgraph_memstate.testing.kills import Children, say
@@ -244,6 +245,39 @@ def unit(text: str) -> Any:
 class Contact(BaseModel):
     text: str
     email: str
+
+
+def test_who_waits_for_a_server_holds_up_no_other_memory(postgres: Server, url: str, memory: MemoryStore) -> None:
+    """Else two memories of one process may wait for each other, one of them in the server, which cannot know."""
+    with (
+        postgres.database() as elsewhere,
+        MemoryStore.open(elsewhere, index=INDEX) as other,
+        ThreadPoolExecutor(2) as pool,
+        psycopg.connect(url) as conn,
+    ):
+        conn.execute("LOCK TABLE memstate.vector_tables IN ACCESS EXCLUSIVE MODE")
+        waiting = pool.submit(memory.storage.apply, ((RebuildIndex("pgvector:memory"),),))
+        eventually(lambda: counted(url, "pg_locks WHERE NOT granted") == 1)
+        pool.submit(commit, other, notes(1)).result(timeout=10)
+        assert not waiting.done()
+        conn.rollback()
+        assert waiting.result(timeout=10) == [None]
+
+
+def test_an_index_that_is_built_anew_while_space_is_freed(url: str, memory: MemoryStore) -> None:
+    commit(memory, notes(3))
+    with (
+        MemoryStore.open(url, index=INDEX) as other,
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(url) as conn,
+    ):
+        conn.execute("LOCK TABLE memstate.writes IN ACCESS EXCLUSIVE MODE")
+        waiting = pool.submit(memory.storage.vacuum)
+        eventually(lambda: counted(url, "pg_locks WHERE NOT granted") == 1)
+        other.reindex()
+        conn.rollback()
+        waiting.result(timeout=10)
+    assert difference(url) == []
 
 
 def test_a_commit_that_is_refused_leaves_neither(url: str, memory: MemoryStore) -> None:

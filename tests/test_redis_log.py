@@ -22,7 +22,7 @@ from audit import rows_of
 from truth import python
 
 from langgraph_memstate import Fact, MemoryStore, SQLiteStorage
-from langgraph_memstate.errors import CorruptRowError, DatabaseOpenError, StorageError
+from langgraph_memstate.errors import CorruptRowError, DatabaseOpenError, LostCommitsError, StorageError, TransientError
 from langgraph_memstate.facts import Origin
 from langgraph_memstate.storage.operations import (
     Append,
@@ -63,6 +63,7 @@ from langgraph_memstate.testing.samples import (
 
 pytest.importorskip("redis", reason="the extra [redis] is not installed")
 
+from redis_proxy import CHUNK, IMAGE, When, line_to
 from redis_server import Server
 
 from langgraph_memstate import RedisStorage
@@ -337,6 +338,46 @@ def test_an_outdated_image_is_not_stored(redis_server: Server, name: str) -> Non
     assert rows(other) == rows(one)
     one.close()
     other.close()
+
+
+@pytest.mark.parametrize("starts", [CHUNK, IMAGE], ids=["chunk", "image"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_image_whose_answer_was_lost_is_there(
+    redis_server: Server, name: str, monkeypatch: pytest.MonkeyPatch, starts: bytes, when: When
+) -> None:
+    monkeypatch.setattr("langgraph_memstate.storage.redis_view._CHUNK", 1_000)
+    with line_to(redis_server.port) as line, MemoryStore(RedisStorage(line.url, name=name)) as memory:
+        line.starts = starts
+        for number in range(3):  # an image takes the place of none, then of the one before
+            memory.commit(note(f"{number}", text=os.urandom(3_000).hex()))
+            line.breaks = None if number == 0 else when
+            memory.storage._store_image()  # type: ignore[attr-defined]
+        assert line.broken == 2
+        assert held(redis_server, name)["trimmed"] == 3
+        with MemoryStore(redis_server.storage(name)) as fresh:
+            assert list(fresh.log()) == list(memory.log())
+
+
+def test_a_chunk_that_arrived_twice_is_noticed(redis_server: Server, name: str) -> None:
+    with MemoryStore(redis_server.storage(name)) as memory, redis_server.connect() as client:
+        log = memory.storage._log  # type: ignore[attr-defined]
+        key = f"{{memstate:{name}}}:image:x"
+        log._upload(key, 0, b"a")
+        client.rpush(key, b"a")  # sent before a connection broke, and held up on its way
+        with pytest.raises(TransientError, match="2 of 1 chunks"):
+            log._upload(key, 1, b"b")
+        assert client.lrange(key, 0, -1) == [b"a", b"a"]
+
+
+def test_an_image_that_is_gone_is_lost(redis_server: Server, name: str) -> None:
+    with MemoryStore(redis_server.storage(name)) as memory, redis_server.connect() as client:
+        memory.commit(note("a"))
+        memory.storage._store_image()  # type: ignore[attr-defined]
+        (key,) = client.scan_iter(f"{{memstate:{name}}}:image:*")
+        client.delete(key)
+        with pytest.raises(LostCommitsError, match="image"):
+            MemoryStore(redis_server.storage(name))
+        assert [entry.key for entry in memory.log()] == ["a"]  # who has followed so far has all of it
 
 
 def test_a_damaged_image_is_named(redis_server: Server, name: str) -> None:

@@ -254,3 +254,22 @@ def test_an_index_in_memory_that_another_has_started_anew_is_not_asked(
                 assert memory.search("black tea at night", limit=1)[0].id == "ours"
             assert second.verify().ok
     assert "started anew by another process" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["chroma", "faiss"])
+def test_a_memory_whose_index_another_has_started_anew_goes_on(database: Path, kind: str) -> None:
+    """An empty index is started anew by each memory that opens it, here two of one process."""
+
+    def opened() -> MemoryStore:
+        memory = MemoryStore(SQLiteStorage(database), index={"dims": DIMS, "embed": Words(), "fields": ["text"]})
+        folder = database.with_name(kind)
+        memory.add_hook(ChromaSyncHook(path=folder) if kind == "chroma" else FaissSyncHook(folder))
+        return memory
+
+    with opened() as first, opened() as second:
+        first.commit(Fact("note", {"text": "a cat"}, id="a"))
+        second.commit(Fact("note", {"text": "green tea"}, id="b"))
+        second.flush()
+        assert second.verify().ok
+        for memory in (first, second):
+            assert [fact.id for fact in memory.search("cat", namespace="note")] == ["a", "b"]

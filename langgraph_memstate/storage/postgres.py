@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import resources
 from typing import LiteralString
 from uuid import uuid4
@@ -43,6 +43,7 @@ from langgraph_memstate.storage.postgres_link import (
     Cursor,
     Pool,
     connect,
+    interruption,
     is_lost,
     run,
     storage_error,
@@ -239,7 +240,7 @@ class PostgresStorage(Storage):
         except psycopg.OperationalError as error:
             raise _Lost(error) from error
         stale: list[Cursor] = []
-        number = self._committed + 1
+        self._committed = number = self._committed + 1  # never used twice, whatever becomes of this commit
         is_decided = False
         try:
             copies = any(isinstance(op, Load) for commit in commits for op in commit)
@@ -254,6 +255,9 @@ class PostgresStorage(Storage):
                 is_decided = True
                 conn.execute(b"COMMIT")
         except BaseException as error:
+            if (interrupt := interruption(error)) is not None:
+                self._drop_writer()
+                raise interrupt  # noqa: B904  what the driver says of it is no refusal of the server
             if not is_lost(conn):
                 conn.rollback()
             if not is_lost(conn):
@@ -264,7 +268,6 @@ class PostgresStorage(Storage):
             if not is_decided or not self._has_landed(number):
                 raise _Lost(error) from error
             stale.clear()  # what it said was lost with it
-        self._committed = number
         return {thread_id for cursor in stale for (thread_id,) in cursor}
 
     def _wait_turn(
@@ -355,8 +358,11 @@ class PostgresStorage(Storage):
         try:
             with connect(self._conninfo) as conn:
                 kept = conn.execute(sql.SQL("SELECT number FROM {}.vector_tables").format(schema)).fetchall()
-                for table in (*COUNTED, *(f"vectors_{number:d}" for (number,) in kept)):
+                for table in COUNTED:
                     conn.execute(sql.SQL(command).format(schema, sql.Identifier(table)))
+                for (number,) in kept:
+                    with suppress(psycopg.errors.UndefinedTable):  # another was built in its place meanwhile
+                        conn.execute(sql.SQL(command).format(schema, sql.Identifier(f"vectors_{number:d}")))
         except psycopg.Error as error:
             raise storage_error(error, doing) from error
 

@@ -83,6 +83,17 @@ def _is_open(conn: Connection) -> bool:
     return not is_lost(conn)
 
 
+def interruption(error: BaseException) -> BaseException | None:
+    """The KeyboardInterrupt, or the like, that an error is or has come of.
+
+    It may have come in the middle of an answer, so that nobody knows what the connection waits for.
+    """
+    cause: BaseException | None = error
+    while isinstance(cause, Exception):
+        cause = cause.__context__
+    return cause
+
+
 # -- texts ------------------------------------------------------------------------------------------
 
 
@@ -227,7 +238,13 @@ class Pool:
             conn = self._take() or connect(self._conninfo)
             try:
                 yield conn
-            finally:
+            except BaseException as error:
+                if (interrupt := interruption(error)) is None:
+                    self._give_back(conn)
+                    raise
+                conn.close()
+                raise interrupt  # noqa: B904
+            else:
                 self._give_back(conn)
         finally:
             self._held.depth = depth

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import psycopg
@@ -76,6 +75,7 @@ class Places:
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
         self._asked: Cursor | None = None
+        self._by_name: dict[str, Place] | None = None
 
     def ask(self) -> Cursor:
         if self._asked is None:
@@ -83,9 +83,14 @@ class Places:
             self._asked = run(self._conn, query)
         return self._asked
 
-    @cached_property
+    @property
     def by_name(self) -> Mapping[str, Place]:
-        return {name: Place(number, element) for name, number, element in self.ask().fetchall()}
+        # No cached_property: up to Python 3.11 all objects share its lock, so who waits for the server here would keep
+        # those waiting on whom the server waits.
+        if self._by_name is None:
+            rows = self.ask().fetchall()
+            self._by_name = {name: Place(number, element) for name, number, element in rows}
+        return self._by_name
 
 
 # -- inside a commit --------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 try:
@@ -63,6 +63,7 @@ IMAGE_AFTER = 2_000_000  # bytes of log that are read again sooner than an image
 ENTRY_COST = 1_000  # bytes that take as long to read as it takes to run an entry
 _BETWEEN = 100  # entries, at least, from one attempt at an image to the next
 
+T = TypeVar("T")
 _Outcomes = list[BaseException | None]
 
 
@@ -201,7 +202,7 @@ class RedisStorage(Storage):
             if time.monotonic() > deadline:
                 raise TransientError("committing: others kept being faster; try again")
 
-    def _asked(self, ask: Callable[..., Answer], *arguments: Any) -> Answer:
+    def _asked(self, ask: Callable[..., T], *arguments: Any) -> T:
         try:
             return ask(*arguments)
         except LostCommitsError as error:
@@ -288,6 +289,7 @@ class RedisStorage(Storage):
             try:
                 inflate(self._log.image(head), path)
             except ImageReplaced:
+                self._asked(self._log.check_replaced, head)
                 return  # the next answer names the new one
             view.restore(path)
         view.scrub()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -27,7 +29,7 @@ logger = logging.getLogger("langgraph_memstate")
 T = TypeVar("T")
 Argument = str | bytes | int | float
 
-_CONNECTIONS = 32  # each is taken for one round trip
+_KEPT = 32  # connections; each is taken for one round trip
 _CODES: dict[str, tuple[type[StorageError], str]] = {
     "OOM": (DiskFullError, "the server's memory is full (maxmemory); allow it more, or free some"),
     "MISCONF": (DiskFullError, "the server cannot write to its disk; free space there"),
@@ -89,6 +91,62 @@ def storage_error(error: Exception, doing: str) -> StorageError:
     return kind(f"{doing}: {advice} ({text})")
 
 
+class _Pool:
+    """Connections to one server: as many as are in use at once, of which some are kept.
+
+    redis-py's own pool has a lock that Python code takes and gives back: who is interrupted (Ctrl-C) between the two
+    leaves all others waiting for ever. Here an interrupted caller loses its connection, and nothing else.
+    """
+
+    def __init__(self, url: str, timeout: float, place: Mapping[str, Any]) -> None:
+        options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+        options["protocol"] = 2  # answers have the shape that every server gives them
+        read = redis.ConnectionPool.from_url(url, **options)
+        self.options = {**read.connection_kwargs, "decode_responses": False, "retry": Retry(NoBackoff(), 0), **place}
+        self._make = functools.partial(read.connection_class, **self.options)
+        self._idle: list[Any] = [self._make()]  # an option that there is not shows here
+
+    @contextmanager
+    def connection(self) -> Iterator[Any]:
+        """A connection, perhaps to be made yet. It is used again where the body gets an answer, or a refusal."""
+        is_whole = False
+        conn = self._take()
+        try:
+            yield conn
+            is_whole = True
+        except redis.ResponseError:
+            is_whole = True
+            raise
+        finally:
+            if is_whole and len(self._idle) < _KEPT:
+                self._idle.append(conn)
+            else:
+                conn.disconnect()
+
+    def _take(self) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._make()
+
+    def disconnect(self) -> None:
+        while self._idle:
+            self._take().disconnect()
+
+
+def _connect(conn: Any) -> None:
+    """Make a connection ready for a command: anew, where it was cut since, or holds what nobody has read."""
+    conn.connect()
+    try:
+        is_stale = conn.can_read()
+    except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+        logger.debug("connecting again: %s", error)
+        is_stale = True
+    if is_stale:
+        conn.disconnect()
+        conn.connect()
+
+
 class Link:
     """One Redis server, or the node of a Cluster that has the keys which are asked for.
 
@@ -102,18 +160,12 @@ class Link:
         self._timeout = timeout
         self._seed = self._pool = self._connected()
 
-    def _connected(self, **place: Any) -> Any:
+    def _connected(self, **place: Any) -> _Pool:
         """A pool for the server that the URL names, or for another place."""
-        options: dict[str, Any] = {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}
-        options["protocol"] = 2  # answers have the shape that every server gives them
         try:
-            pool: Any = redis.BlockingConnectionPool.from_url(
-                self._url, max_connections=_CONNECTIONS, timeout=self._timeout, **options
-            )
+            return _Pool(self._url, self._timeout, place)
         except (ValueError, TypeError, redis.RedisError) as error:
             raise DatabaseOpenError(f"{self._url.partition('@')[2] or self._url}: {error}") from error
-        pool.connection_kwargs.update(decode_responses=False, retry=Retry(NoBackoff(), 0), **place)
-        return pool
 
     def locate(self, key: str) -> None:
         """On a Cluster: connect to the node that has a key. Raises what `command` does."""
@@ -125,10 +177,10 @@ class Link:
     def _move(self, moved: redis.exceptions.MovedError) -> None:
         """Connect to the node that a Cluster names; where it goes away, the URL's knows better."""
         place = {"host": moved.host, "port": moved.port}
-        is_seed = place.items() <= self._seed.connection_kwargs.items()
+        is_seed = place.items() <= self._seed.options.items()
         self._use(self._seed if is_seed else self._connected(**place))
 
-    def _use(self, pool: Any) -> None:
+    def _use(self, pool: _Pool) -> None:
         before, self._pool = self._pool, pool
         if before not in (pool, self._seed):
             before.disconnect()
@@ -168,27 +220,17 @@ class Link:
         return self._with_connection(call)
 
     def _with_connection(self, call: Callable[[Any], T]) -> T:
-        pool = self._pool
-        try:
-            conn = pool.get_connection()
-        except redis.AuthenticationError:
-            raise
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            raise Away(error, sent=False) from error
-        is_whole = False
-        try:
-            answer = call(conn)
-            is_whole = True
-            return answer
-        except redis.ResponseError:
-            is_whole = True
-            raise
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            raise Away(error, sent=True) from error
-        finally:
-            if not is_whole:
-                conn.disconnect()
-            pool.release(conn)
+        with self._pool.connection() as conn:
+            try:
+                _connect(conn)
+            except redis.AuthenticationError:
+                raise
+            except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+                raise Away(error, sent=False) from error
+            try:
+                return call(conn)
+            except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+                raise Away(error, sent=True) from error
 
     def persist(self, call: Callable[[], T], doing: str, *, writes: bool = False) -> T:
         """Call until the server answers. A call that may have arrived is made again: it must bear that.

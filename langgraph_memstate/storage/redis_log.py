@@ -209,10 +209,7 @@ class RedisLog:
         """Raises: LostCommitsError: the log is not the one that the caller knows."""
         status, (_, store, *rest), entries = reply
         if status == b"torn":
-            raise LostCommitsError(
-                f"the server has lost entries of the log of the memory {self._name!r}: a key of it was evicted, "
-                "deleted or cut. Restore the server from a backup"
-            )
+            raise self._torn()
         if status == b"lost" or (entries and entry_ids(entries[0])[0] != at.last):
             there = "nothing" if store is None else f"{int(rest[0])} entries"
             raise LostCommitsError(
@@ -222,6 +219,12 @@ class RedisLog:
                 "from a backup, or open the memory again to go on with what it holds"
             )
         return Answer(status.decode(), _head(rest), tuple(entries))
+
+    def _torn(self) -> LostCommitsError:
+        return LostCommitsError(
+            f"the server has lost entries of the log of the memory {self._name!r}, or the image of its beginning: a "
+            "key of it was evicted, deleted or cut. Restore the server from a backup"
+        )
 
     # -- images -------------------------------------------------------------------------------------
 
@@ -244,11 +247,21 @@ class RedisLog:
         return bool(self._link.persist(lambda: self._link.run(_IMAGE, keys, *given), "storing an image") == b"landed")
 
     def _upload(self, key: str, count: int, chunk: bytes) -> None:
-        """Append a chunk once, though it may be sent twice."""
+        """Append a chunk once, though it may be sent twice.
+
+        Raises:
+            TransientError: the chunks before it are not there, or one of them twice, which arrived late.
+        """
+        is_sent = False
 
         def send() -> None:
-            if self._link.command("LLEN", key) == count:
+            nonlocal is_sent
+            held = self._link.command("LLEN", key)
+            if held == count:
+                is_sent = True
                 self._link.command("RPUSH", key, chunk)
+            elif not is_sent:
+                raise TransientError(f"storing an image: {held} of {count} chunks are there; it is made anew later")
             self._link.command("EXPIRE", key, _UPLOAD)
 
         self._link.persist(send, "storing an image")
@@ -265,6 +278,12 @@ class RedisLog:
             if found is None:
                 raise ImageReplaced
             yield found
+
+    def check_replaced(self, head: Head) -> None:
+        """Raises: LostCommitsError: the image that this head names is still the one, and it is gone."""
+        fields = self._link.persist(lambda: self._link.command("HMGET", self.key, "store", "image"), "reading the log")
+        if fields == [self.store_id.encode(), head.image.encode()]:
+            raise self._torn()
 
     def _image_key(self, name: str) -> str:
         return f"{self._tag}image:{name}"

@@ -213,8 +213,8 @@ class SQLiteStorage(Storage):
     ) -> list[BaseException | None]:
         """Run commits in one transaction: each `apart` from the others, or nothing lands once one fails."""
         outcomes: list[BaseException | None] = []
-        self._begin(conn)
         try:
+            self._begin(conn)
             for commit in commits:
                 outcomes.append(self._apply_one(conn, commit, time.time(), apart=apart))
                 if not conn.in_transaction:

@@ -2,8 +2,12 @@
 -- KEYS: head, log, the image's chunks, those of the image before, the claim on making one.
 -- ARGV: store id, position of the image, id of the entry there, bytes up to there, name, chunks, bytes of the image,
 -- name of the image before.
--- Answers "landed", or "outdated" where there is a later image already, or the log is another.
+-- Answers "landed", also where an earlier call did and its answer was lost, or "outdated" where there is a later image
+-- already, or the log is another.
 local now = redis.call('HMGET', KEYS[1], 'store', 'length', 'last', 'trimmed', 'image')
+if now[1] == ARGV[1] and now[5] == ARGV[5] then
+    return 'landed'
+end
 local length, trimmed, position = tonumber(now[2]), tonumber(now[4]), tonumber(ARGV[2])
 local fits = now[1] == ARGV[1] and now[5] == ARGV[8] and trimmed < position and position <= length
     and redis.call('LLEN', KEYS[2]) == length - trimmed and redis.call('LLEN', KEYS[3]) == tonumber(ARGV[6])
