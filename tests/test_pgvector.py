@@ -35,7 +35,8 @@ from langgraph_memstate.testing.kills import Children, say
 
 psycopg = pytest.importorskip("psycopg", reason="the extra [postgres] is not installed")
 
-from postgres_proxy import When, line_to  # noqa: E402
+from line import When  # noqa: E402
+from postgres_proxy import line_to  # noqa: E402
 from postgres_server import Server  # noqa: E402
 
 from langgraph_memstate import PostgresStorage  # noqa: E402

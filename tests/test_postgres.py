@@ -35,7 +35,8 @@ from tests.benchmarks.work import checkpoint_chain, pending_writes
 
 psycopg = pytest.importorskip("psycopg", reason="the extra [postgres] is not installed")
 
-from postgres_proxy import When, line_to  # noqa: E402
+from line import When  # noqa: E402
+from postgres_proxy import line_to  # noqa: E402
 from postgres_server import Server  # noqa: E402
 
 from langgraph_memstate import PostgresStorage  # noqa: E402

@@ -38,7 +38,8 @@ from langgraph_memstate.errors import (
 
 redis = pytest.importorskip("redis", reason="the extra [redis] is not installed")
 
-from redis_proxy import When, line_to  # noqa: E402
+from line import When  # noqa: E402
+from redis_proxy import line_to  # noqa: E402
 from redis_server import Server, running  # noqa: E402
 
 from langgraph_memstate import RedisStorage  # noqa: E402

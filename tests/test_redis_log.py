@@ -63,7 +63,8 @@ from langgraph_memstate.testing.samples import (
 
 pytest.importorskip("redis", reason="the extra [redis] is not installed")
 
-from redis_proxy import CHUNK, IMAGE, When, line_to
+from line import When
+from redis_proxy import CHUNK, IMAGE, line_to
 from redis_server import Server
 
 from langgraph_memstate import RedisStorage

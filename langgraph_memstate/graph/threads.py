@@ -23,6 +23,7 @@ from langgraph_memstate.errors import (
     DeserializationError,
     RollbackError,
 )
+from langgraph_memstate.facts import check_text
 from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.channel_values import ChannelValues, Fetched, Manifest, Manifests
@@ -70,12 +71,11 @@ class ThreadReader(BaseCheckpointSaver[str]):
         return found
 
     def _read_tuple(self, config: RunnableConfig) -> tuple[CheckpointTuple | None, Ledger]:
-        configurable = config["configurable"]
+        checkpoint_id = get_checkpoint_id(config)
+        place = step_of(config, checkpoint_id or "")
         self._await_removals()
         with self.memory.storage.snapshot() as reader:
-            stored = reader.checkpoint(
-                str(configurable["thread_id"]), configurable.get("checkpoint_ns", ""), get_checkpoint_id(config)
-            )
+            stored = reader.checkpoint(place.thread_id, place.checkpoint_ns, checkpoint_id)
             # Memory writes are staged with the channel writes of their task.
             staged = [] if stored is None or not stored.writes else reader.staged(stored.step)
             latest = None if stored is None or not staged else reader.checkpoint(*stored.step[:2], None)
@@ -126,14 +126,17 @@ class ThreadReader(BaseCheckpointSaver[str]):
         matches = compile_filter(filter)
         configurable = config["configurable"] if config else {}
         thread_id = configurable.get("thread_id")
-        cursor: tuple[str, str, str] | str | None = get_checkpoint_id(before) if before else None
+        thread_id = None if thread_id is None else check_text("thread_id", str(thread_id))
+        checkpoint_ns = check_text("checkpoint_ns", configurable.get("checkpoint_ns"))
+        checkpoint_id = check_text("checkpoint_id", get_checkpoint_id(config) if config else None)
+        cursor: tuple[str, str, str] | str | None = check_text("before", get_checkpoint_id(before) if before else None)
         left = limit
         while left is None or left > 0:
             with self.memory.storage.snapshot() as reader:
                 page = reader.checkpoints(
-                    thread_id=None if thread_id is None else str(thread_id),
-                    checkpoint_ns=configurable.get("checkpoint_ns"),
-                    checkpoint_id=get_checkpoint_id(config) if config else None,
+                    thread_id=thread_id,
+                    checkpoint_ns=checkpoint_ns,
+                    checkpoint_id=checkpoint_id,
                     before=cursor,
                     limit=_PAGE if left is None or matches else min(left, _PAGE),
                 )
@@ -154,13 +157,10 @@ class ThreadReader(BaseCheckpointSaver[str]):
         """The writes of each channel since its nearest stored value (`seed`), along a checkpoint's ancestors."""
         writes: dict[str, list[StoredWrite]] = {channel: [] for channel in channels}
         seeds: dict[str, str] = {}
-        configurable = config["configurable"]
-        thread_id, checkpoint_ns = str(configurable["thread_id"]), configurable.get("checkpoint_ns", "")
-        checkpoint_id = get_checkpoint_id(config)
+        step = step_of(config, get_checkpoint_id(config) or "")
         with self.memory.storage.snapshot() as reader:
-            if channels and checkpoint_id is None:
-                checkpoint_id = reader.latest_id(thread_id, checkpoint_ns)
-            step = StepKey(thread_id, checkpoint_ns, checkpoint_id or "")
+            if channels and not step.checkpoint_id:
+                step = step._replace(checkpoint_id=reader.latest_id(step.thread_id, step.checkpoint_ns) or "")
             for channel, value_id, write in reader.ancestor_writes(step, channels) if channels else ():
                 if value_id is not None:
                     seeds[channel] = value_id
@@ -284,8 +284,16 @@ def _enter(config: RunnableConfig, ledger: Ledger) -> None:
 
 
 def step_of(config: RunnableConfig, checkpoint_id: str) -> StepKey:
+    """A checkpoint of the thread and namespace that `config` names.
+
+    Raises:
+        KeyTypeError: a name holds half a surrogate pair.
+    """
     configurable = config["configurable"]
-    return StepKey(str(configurable["thread_id"]), configurable.get("checkpoint_ns", ""), checkpoint_id)
+    step = StepKey(str(configurable["thread_id"]), configurable.get("checkpoint_ns", ""), checkpoint_id)
+    for name, text in zip(StepKey._fields, step, strict=True):
+        check_text(name, text)
+    return step
 
 
 def manifest_of(checkpoint: Checkpoint, value_ids: Mapping[str, str]) -> Manifest:

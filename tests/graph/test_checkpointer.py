@@ -19,7 +19,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED, _DeltaSnapshot
 
 from langgraph_memstate import Fact, MemoryStore, MemStateCheckpointer, MemStateError
-from langgraph_memstate.errors import CommitRaced, FilterError, SerializationError, StorageClosedError
+from langgraph_memstate.errors import CommitRaced, FilterError, KeyTypeError, SerializationError, StorageClosedError
 from langgraph_memstate.storage.operations import Commit
 from langgraph_memstate.storage.sqlite import SQLiteStorage
 
@@ -182,6 +182,15 @@ def test_metadata_that_is_not_json_is_refused_before_anything_is_written(saver: 
         saver.step("t", {"a": 1}, bad=object())
     assert saver.get_tuple(at("t")) is None
     assert memory.stats()["channel_values"] == 0
+
+
+@pytest.mark.parametrize("where", ["thread_id", "checkpoint_ns", "checkpoint_id"])
+def test_whoever_asks_for_a_lone_surrogate_is_told_where(saver: Face, where: str) -> None:
+    asked: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": "", where: "x\ud800"}}
+    with pytest.raises(KeyTypeError, match=where):
+        saver.get_tuple(asked)
+    with pytest.raises(KeyTypeError, match=where):
+        saver.list(asked)
 
 
 @pytest.mark.parametrize("where", ["thread", "namespace", "channel", "metadata", "task"])
