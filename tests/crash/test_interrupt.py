@@ -30,8 +30,10 @@ def interrupted(call: Callable[[], Any], at: int) -> int:
 
     with suppress(KeyboardInterrupt):
         sys.setprofile(count)
-        call()
-    sys.setprofile(None)
+        try:
+            call()
+        finally:
+            sys.setprofile(None)
     return seen
 
 
