@@ -14,6 +14,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import scenarios
 
+# What the scenarios import. They themselves cannot be found yet where this is imported ahead.
+PRELOAD = [
+    "langgraph_memstate",
+    "langgraph_memstate.graph.checkpointer",
+    "langgraph_memstate.graph.store",
+    "langgraph.func",
+    "langgraph.graph",
+    "langgraph.prebuilt",
+    "langgraph.checkpoint.sqlite.aio",
+    "langgraph.store.sqlite.aio",
+]
 DURABILITIES = ("sync", "async", "exit")
 Cell = tuple[str, bool, str]  # scenario, sync, durability
 
@@ -22,7 +33,7 @@ Cell = tuple[str, bool, str]  # scenario, sync, durability
 def fresh_process() -> Any:
     """Runs a function in a process of its own, forked from one that has done nothing but import."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scenarios"])
+    context.set_forkserver_preload(PRELOAD)
 
     def run(function: Any, *args: Any) -> Any:
         pool: Pool
