@@ -7,9 +7,11 @@ neither character in it and stays as it is.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import psycopg
@@ -36,6 +38,7 @@ Cursor = psycopg.Cursor[tuple[Any, ...]]
 
 _PREPARED_AFTER, _PREPARED_MAX = 3, 300  # uses of a statement, and statements of a connection
 _CONNECT_TIMEOUT = 10  # seconds, where the connection string does not say
+_NAMED = re.compile(r"(?<![:\w]):([a-z_]\w*)")  # and no cast
 _RACED = "MS001"  # what our own functions raise
 _CLASSES: dict[str, tuple[type[MemStateError], str]] = {
     "08": (TransientError, "the connection was lost; try again"),
@@ -162,6 +165,12 @@ def connect(conninfo: str) -> Connection:
 def run(conn: Connection, query: str, *parameters: Any, **named: Any) -> Cursor:
     """Send one statement; its parameters are bound. Inside a pipeline, only what is fetched is waited for."""
     return conn.execute(query.encode(), named or parameters, binary=True)
+
+
+@lru_cache(maxsize=512)
+def marked(query: str) -> str:
+    """A query that names its parameters as `:name`, with the marks of the driver."""
+    return _NAMED.sub(r"%(\1)s", query)
 
 
 def run_rows(conn: Connection, query: str, types: str, rows: Sequence[Sequence[Any]], **named: Any) -> Cursor | None:

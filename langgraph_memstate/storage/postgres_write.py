@@ -80,7 +80,6 @@ Run = Callable[[Connection, Any], Cursor | None]
 RunWithPlaces = Callable[[Connection, Any, Places], None]
 
 THIS_STEP = "thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s"
-NOT_LANDED = "NOT EXISTS (SELECT 1 FROM facts WHERE facts.version = staged.version)"  # a copied thread landed it first
 
 
 def run_op(conn: Connection, op: Op | Sweep, places: Places) -> Cursor | None:

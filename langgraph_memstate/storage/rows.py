@@ -24,6 +24,8 @@ LOG = (
     "checkpoint_id, task_id, node, run_id, actor, reason, schema, schema_version, type, ttl, undoes"
 )
 
+NOT_LANDED = "NOT EXISTS (SELECT 1 FROM facts WHERE facts.version = staged.version)"  # a copied thread landed it first
+
 
 def load_paths(text: str | None) -> IndexPaths:
     paths = None if text is None else json.loads(text)

@@ -45,6 +45,7 @@ from langgraph_memstate.storage.operations import (
     Unstage,
 )
 from langgraph_memstate.storage.packing import packed
+from langgraph_memstate.storage.rows import NOT_LANDED
 from langgraph_memstate.storage.sqlite_checks import check_unchanged, check_unique
 from langgraph_memstate.storage.sqlite_rows import clear, load
 from langgraph_memstate.storage.sqlite_values import copy_values, put_values, sweep
@@ -59,7 +60,6 @@ _INSERT_CHECKPOINT = (
 Run = Callable[[sqlite3.Connection, Any], None]
 
 THIS_STEP = "thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
-NOT_LANDED = "NOT EXISTS (SELECT 1 FROM facts WHERE facts.version = staged.version)"  # a copied thread landed it first
 
 
 def run_ops(conn: sqlite3.Connection, ops: Iterable[Op], now: float) -> None:

@@ -213,6 +213,11 @@ class StoredHead:
     manifest: Mapping[str, str]
     """channel -> the id of its value"""
 
+    def with_writes(self, writes: Sequence[StoredWrite]) -> StoredCheckpoint:
+        return StoredCheckpoint(
+            self.step, self.parent_id, self.seq, self.ts, self.head, self.metadata, self.manifest, writes
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class StoredCheckpoint(StoredHead):
