@@ -5,7 +5,6 @@ What an append means, the database itself works out, draft by draft: see `append
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -28,6 +27,7 @@ from langgraph_memstate.storage.operations import (
 from langgraph_memstate.storage.postgres_claims import CLAIMED, RELEASE
 from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
 from langgraph_memstate.storage.postgres_vectors import Places, fill, remove, retire
+from langgraph_memstate.storage.rows import dump_json
 from langgraph_memstate.storage.values import EXACT
 
 _QUEUE = "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) "
@@ -59,7 +59,7 @@ def _row(draft: Draft) -> tuple[Any, ...]:
     return (
         draft.version, encode_namespace(draft.namespace), draft.key, draft.op, draft.type, draft.value, draft.undoes,
         (draft.created_at or None) if draft.op == "put" else None,
-        None if draft.index is None else json.dumps(draft.index, ensure_ascii=False), draft.ttl,
+        dump_json(draft.index), draft.ttl,
         draft.schema, draft.schema_version, origin.thread_id, origin.checkpoint_ns, origin.checkpoint_id,
         origin.task_id, origin.node, origin.run_id, origin.actor, origin.reason, draft.ts,
     )  # fmt: skip

@@ -27,6 +27,14 @@ LOG = (
 NOT_LANDED = "NOT EXISTS (SELECT 1 FROM facts WHERE facts.version = staged.version)"  # a copied thread landed it first
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def dump_json(value: object) -> str | None:
+    """The text of a column that may be empty."""
+    return None if value is None else _JSON.encode(value)
+
+
 def load_paths(text: str | None) -> IndexPaths:
     paths = None if text is None else json.loads(text)
     return tuple(paths) if isinstance(paths, list) else paths
