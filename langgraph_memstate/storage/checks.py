@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from langgraph_memstate.errors import ConstraintError
-from langgraph_memstate.facts import Draft, Namespace, Pattern, covers, decode_value, split_session
+from langgraph_memstate.facts import (
+    SESSION,
+    Draft,
+    Namespace,
+    Pattern,
+    covers,
+    decode_value,
+    encode_namespace,
+    namespace_range,
+    split_session,
+)
 from langgraph_memstate.filters import equal
 from langgraph_memstate.storage.values import Claim
 
@@ -40,6 +51,26 @@ def is_same(namespace: Namespace, key: str, draft: Draft) -> bool:
 
 def makes_claim(claim: Claim, namespace: Namespace, type: str | None, value: str) -> bool:
     return covers(claim.pattern, namespace, type) and claim.made_by(decode_value(value))
+
+
+def held_by(claim: Claim, now: float) -> tuple[list[str], dict[str, Any]]:
+    """Conditions on items in SQL, and what is bound to them by name: those of them that a claim is about, unexpired."""
+    where = ["(items.expires_at IS NULL OR items.expires_at > :now)"]
+    bound: dict[str, Any] = {"now": now}
+    if claim.namespace is not None:
+        where.append("items.ns = :ns")
+        bound["ns"] = encode_namespace(claim.namespace)
+        return where, bound
+    bound["session_low"], bound["session_high"] = namespace_range((SESSION,))
+    in_a_session = "(items.ns >= :session_low AND items.ns < :session_high)"
+    if isinstance(claim.pattern, str):
+        where.append(f"(items.type = :type OR items.ns = :ns OR {in_a_session})")
+        bound |= {"type": claim.pattern, "ns": encode_namespace((claim.pattern,))}
+    else:
+        where.append(f"((items.ns >= :low AND items.ns < :high) OR {in_a_session})")
+        fixed = claim.pattern[: claim.pattern.index("*")] if "*" in claim.pattern else claim.pattern
+        bound["low"], bound["high"] = namespace_range(fixed)
+    return where, bound
 
 
 def address(namespace: Namespace, key: str) -> str:

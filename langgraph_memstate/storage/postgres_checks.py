@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from langgraph_memstate.errors import FactRaced
-from langgraph_memstate.facts import SESSION, Namespace, decode_namespace, encode_namespace, namespace_range
+from langgraph_memstate.facts import Namespace, decode_namespace, encode_namespace
 from langgraph_memstate.filters import Condition
-from langgraph_memstate.storage.checks import Old, address, is_same, makes_claim, refuse_change, refuse_claim
+from langgraph_memstate.storage.checks import Old, address, held_by, is_same, makes_claim, refuse_change, refuse_claim
 from langgraph_memstate.storage.operations import CheckUnchanged, CheckUnique
-from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
+from langgraph_memstate.storage.postgres_link import Connection, marked, run, run_rows
 from langgraph_memstate.storage.values import Claim
 
 _EXACT = 2**53  # below, a number has one spelling as far as JSONB is concerned
@@ -50,10 +50,9 @@ def check_unchanged(conn: Connection, op: CheckUnchanged) -> None:
 def check_unique(conn: Connection, op: CheckUnique) -> None:
     draft = op.draft
     where, bound = sought(op.claim, draft.ts)
-    is_current = "EXISTS (SELECT 1 FROM items AS written WHERE written.version = %(version)s)"  # or it was superseded
-    rows = run(
-        conn, f"SELECT ns, key, type, value FROM items WHERE {is_current} AND {where}", version=draft.version, **bound
-    )
+    is_current = "EXISTS (SELECT 1 FROM items AS written WHERE written.version = :version)"  # or it was superseded
+    query = f"SELECT ns, key, type, value FROM items WHERE {is_current} AND {where}"
+    rows = run(conn, marked(query), version=draft.version, **bound)
     for ns, key, type_, value in rows.fetchall():
         namespace = decode_namespace(ns)
         if not is_same(namespace, key, draft) and makes_claim(op.claim, namespace, type_, value):
@@ -64,20 +63,7 @@ def check_unique(conn: Connection, op: CheckUnique) -> None:
 
 def sought(claim: Claim, now: float) -> tuple[str, dict[str, Any]]:
     """A condition on items that those which make a claim meet, and few others, and what is bound to it."""
-    where = ["(items.expires_at IS NULL OR items.expires_at > %(now)s)"]
-    bound: dict[str, Any] = {"now": now}
-    if claim.namespace is not None:
-        where.append("items.ns = %(ns)s")
-        bound["ns"] = encode_namespace(claim.namespace)
-    else:
-        bound["session_low"], bound["session_high"] = namespace_range((SESSION,))
-        in_a_session = "(items.ns >= %(session_low)s AND items.ns < %(session_high)s)"
-        if isinstance(claim.pattern, str):
-            where.append(f"(items.type = %(type)s OR items.ns = %(ns)s OR {in_a_session})")
-            bound |= {"type": claim.pattern, "ns": encode_namespace((claim.pattern,))}
-        else:
-            where.append(f"((items.ns >= %(low)s AND items.ns < %(high)s) OR {in_a_session})")
-            bound["low"], bound["high"] = namespace_range(_fixed(claim.pattern))
+    where, bound = held_by(claim, now)
     for number, (field, value) in enumerate(claim.values):
         if isinstance(value, str) and "\0" in value:
             where.append("items.doc IS NULL")
@@ -90,23 +76,19 @@ def _holds(number: int, path: Sequence[str], value: str | int | float | bool, bo
     """That a document has a value at a path, or is none."""
     if isinstance(value, bool | str) or abs(value) < _EXACT:
         bound[f"part{number}"] = _part(path, value)
-        return f"(items.doc IS NULL OR items.doc @> %(part{number})s::jsonb)"
+        return f"(items.doc IS NULL OR items.doc @> :part{number}::jsonb)"
     whole = int(value)  # a float as large as this is an integer, and may be spelled with fewer digits
     slack = abs(whole) // _SLACK
     bound[f"path{number}"] = list(path)
     bound[f"least{number}"], bound[f"most{number}"] = str(whole - slack), str(whole + slack)
-    there = f"(items.doc #> %(path{number})s::text[])"
-    return f"(items.doc IS NULL OR {there} >= %(least{number})s::jsonb AND {there} <= %(most{number})s::jsonb)"
+    there = f"(items.doc #> :path{number}::text[])"
+    return f"(items.doc IS NULL OR {there} >= :least{number}::jsonb AND {there} <= :most{number}::jsonb)"
 
 
 def _part(path: Sequence[str], value: object) -> str:
     for field in reversed(path):
         value = {field: value}
     return json.dumps(value)
-
-
-def _fixed(pattern: Namespace) -> Namespace:
-    return pattern[: pattern.index("*")] if "*" in pattern else pattern
 
 
 def narrowed(conditions: Sequence[Condition]) -> tuple[str, dict[str, Any]]:
@@ -120,9 +102,9 @@ def narrowed(conditions: Sequence[Condition]) -> tuple[str, dict[str, Any]]:
             bound[f"path{number}"] = list(path)
         if not isinstance(operand, str) and operand in (0, 1):  # a condition does not tell them from booleans
             bound[f"truth{number}"] = _part(path, bool(operand))
-            also = f" OR items.doc @> %(truth{number})s::jsonb"
+            also = f" OR items.doc @> :truth{number}::jsonb"
             if operator != "=":
-                also = f" OR jsonb_typeof(items.doc #> %(path{number})s::text[]) = 'boolean'"
+                also = f" OR jsonb_typeof(items.doc #> :path{number}::text[]) = 'boolean'"
                 del bound[f"truth{number}"]
         clauses.append(f"AND (items.doc IS NULL OR {_compared(number, operator, operand)}{also})")
     return " ".join(clauses), bound
@@ -130,8 +112,8 @@ def narrowed(conditions: Sequence[Condition]) -> tuple[str, dict[str, Any]]:
 
 def _compared(number: int, operator: str, operand: str | int | float) -> str:
     if operator == "=":
-        return f"items.doc @> %(part{number})s::jsonb"
+        return f"items.doc @> :part{number}::jsonb"
     if isinstance(operand, str):
-        text = f'(items.doc #>> %(path{number})s::text[]) COLLATE "C"'
-        return f"{text} {operator} (%(part{number})s::jsonb #>> '{{}}')"
-    return f"(items.doc #> %(path{number})s::text[]) {operator} %(part{number})s::jsonb"
+        text = f'(items.doc #>> :path{number}::text[]) COLLATE "C"'
+        return f"{text} {operator} (:part{number}::jsonb #>> '{{}}')"
+    return f"(items.doc #> :path{number}::text[]) {operator} :part{number}::jsonb"

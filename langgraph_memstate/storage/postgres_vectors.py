@@ -19,7 +19,7 @@ from langgraph_memstate.errors import IndexConfigError
 from langgraph_memstate.facts import encode_namespace, namespace_range
 from langgraph_memstate.storage.operations import PutIndexed
 from langgraph_memstate.storage.postgres_checks import narrowed
-from langgraph_memstate.storage.postgres_link import Connection, Cursor, Encoded, run
+from langgraph_memstate.storage.postgres_link import Connection, Cursor, Encoded, marked, run
 from langgraph_memstate.storage.rows import COLUMNS, ITEM, scored_of
 from langgraph_memstate.storage.values import BuiltFrom, IndexedRow, Nearest, Neighbours
 
@@ -283,7 +283,7 @@ def _near(conn: Connection, place: Place, extension: str, question: Nearest) -> 
         conn,
         f"WITH near AS MATERIALIZED (SELECT near.vector_id, near.version FROM {place.table} AS near "
         "JOIN items ON items.version = near.version WHERE near.ns >= %(low)s AND near.ns < %(high)s "
-        f"AND (items.expires_at IS NULL OR items.expires_at > %(now)s) {also} "
+        f"AND (items.expires_at IS NULL OR items.expires_at > %(now)s) {marked(also)} "
         f"ORDER BY {_distance(place, extension, exact=question.exact)} LIMIT %(count)s) "
         f"SELECT {ITEM}, vectors.vector_id, vectors.ord, embeddings.vector, "
         "vectors.vector_id IN (SELECT vector_id FROM near) FROM items "

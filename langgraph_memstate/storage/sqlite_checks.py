@@ -9,13 +9,11 @@ from typing import Any
 
 from langgraph_memstate.errors import FactRaced
 from langgraph_memstate.facts import (
-    SESSION,
     Namespace,
     decode_namespace,
     encode_namespace,
-    namespace_range,
 )
-from langgraph_memstate.storage.checks import Old, address, is_same, makes_claim, refuse_change, refuse_claim
+from langgraph_memstate.storage.checks import Old, address, held_by, is_same, makes_claim, refuse_change, refuse_claim
 from langgraph_memstate.storage.operations import CheckUnchanged, CheckUnique
 from langgraph_memstate.storage.values import Claim
 
@@ -56,20 +54,7 @@ def check_unique(conn: sqlite3.Connection, op: CheckUnique) -> None:
 
 def sought(claim: Claim, now: float) -> tuple[str, dict[str, Any]]:
     """A condition on items that those which make a claim meet, and few others, and what is bound to it."""
-    where = ["(items.expires_at IS NULL OR items.expires_at > :now)"]
-    bound: dict[str, Any] = {"now": now}
-    if claim.namespace is not None:
-        where.append("items.ns = :ns")
-        bound["ns"] = encode_namespace(claim.namespace)
-    else:
-        bound["session_low"], bound["session_high"] = namespace_range((SESSION,))
-        in_a_session = "(items.ns >= :session_low AND items.ns < :session_high)"
-        if isinstance(claim.pattern, str):
-            where.append(f"(items.type = :type OR items.ns = :ns OR {in_a_session})")
-            bound |= {"type": claim.pattern, "ns": encode_namespace((claim.pattern,))}
-        else:
-            where.append(f"((items.ns >= :low AND items.ns < :high) OR {in_a_session})")
-            bound["low"], bound["high"] = namespace_range(_fixed(claim.pattern))
+    where, bound = held_by(claim, now)
     for number, (field, value) in enumerate(claim.values):
         if isinstance(value, str):  # as it is written: SQLite's own reading of JSON stops at a NUL
             where.append(f"instr(items.value, :text{number}) > 0")
@@ -79,10 +64,6 @@ def sought(claim: Claim, now: float) -> tuple[str, dict[str, Any]]:
             bound[f"path{number}"] = f'$."{field}"'
             bound[f"least{number}"], bound[f"most{number}"] = _around(value)
     return " AND ".join(where), bound
-
-
-def _fixed(pattern: Namespace) -> Namespace:
-    return pattern[: pattern.index("*")] if "*" in pattern else pattern
 
 
 def _around(value: int | float) -> tuple[float, float]:
