@@ -10,13 +10,14 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from langgraph_memstate.errors import CorruptRowError
 from langgraph_memstate.graph.codec.wire import DeltaSnapshot
-from langgraph_memstate.graph.lists import Lists, ListVersion, is_worth_splitting
+from langgraph_memstate.graph.elements import is_worth_splitting
+from langgraph_memstate.graph.lists import Lists, ListVersion
 from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.values import Blob, ListValue, StepKey, StoredCheckpoint
 
@@ -45,12 +46,13 @@ class Encoded:
 class ChannelValues:
     """Encodes and decodes channel values; clones of a checkpointer share it, each with its own serializer."""
 
-    _MOST_SEEDS = 4096
-
     def __init__(self) -> None:
         self._lists = Lists()
-        self._seeds: OrderedDict[tuple[str, str, str], str] = OrderedDict()
-        self._lock = threading.Lock()
+        self.seeds: Recent[tuple[str, str, str], str] = Recent()
+        """What a `DeltaChannel` went on from when it was last read, by thread, namespace and channel.
+
+        Checkpoints between two of its snapshots have no value of it; the next one is probably based on this.
+        """
 
     def encode(
         self,
@@ -84,20 +86,6 @@ class ChannelValues:
         """Keep what was committed for the next checkpoint."""
         for version in encoded.versions:
             self._lists.remember(thread_id, version)
-
-    def note_seed(self, step: StepKey, channel: str, value_id: str) -> None:
-        """What a `DeltaChannel` went on from; checkpoints between two of its snapshots have no value of it."""
-        key = (step.thread_id, step.checkpoint_ns, channel)
-        with self._lock:
-            self._seeds[key] = value_id
-            self._seeds.move_to_end(key)
-            while len(self._seeds) > self._MOST_SEEDS:
-                self._seeds.popitem(last=False)
-
-    def seed(self, step: StepKey, channel: str) -> str | None:
-        """The latest such value that was read, on which the next one is probably based."""
-        with self._lock:
-            return self._seeds.get((step.thread_id, step.checkpoint_ns, channel))
 
     def fetch(self, reader: Reader, serde: SerializerProtocol, page: Sequence[StoredCheckpoint]) -> list[Fetched]:
         """The values of checkpoints, from their snapshot.
@@ -135,9 +123,7 @@ class ChannelValues:
 
     def forget(self, thread_id: str | None) -> None:
         self._lists.forget(thread_id)
-        with self._lock:
-            for key in [key for key in self._seeds if thread_id in (None, key[0])]:
-                del self._seeds[key]
+        self.seeds.forget(thread_id)
 
 
 def _kind(value: Any) -> str | None:
@@ -146,28 +132,32 @@ def _kind(value: Any) -> str | None:
     return kind if type(items) is list and is_worth_splitting(items) else None
 
 
-class Manifests:
-    """Which stored value each channel of a recent checkpoint refers to; clones of a checkpointer share it."""
+K = TypeVar("K", bound=tuple[Any, ...])
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """What was remembered last, by keys that begin with a thread id; clones of a checkpointer share it."""
 
     _SIZE = 4096
 
     def __init__(self) -> None:
-        self._known: OrderedDict[StepKey, Manifest] = OrderedDict()
+        self._known: OrderedDict[K, V] = OrderedDict()
         self._lock = threading.Lock()
 
-    def recall(self, step: StepKey) -> Manifest:
+    def recall(self, key: K) -> V | None:
         with self._lock:
-            return self._known.get(step, {})
+            return self._known.get(key)
 
-    def remember(self, step: StepKey, manifest: Manifest) -> None:
+    def remember(self, key: K, value: V) -> None:
         with self._lock:
-            self._known[step] = manifest
-            self._known.move_to_end(step)
+            self._known[key] = value
+            self._known.move_to_end(key)
             while len(self._known) > self._SIZE:
                 self._known.popitem(last=False)
 
     def forget(self, thread_id: str | None) -> None:
         """Forget a thread, or everything."""
         with self._lock:
-            for step in [step for step in self._known if thread_id in (None, step.thread_id)]:
-                del self._known[step]
+            for key in [key for key in self._known if thread_id in (None, key[0])]:
+                del self._known[key]

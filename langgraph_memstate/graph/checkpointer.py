@@ -233,7 +233,7 @@ class MemStateCheckpointer(ThreadReader):
         encoded: Encoded,
     ) -> PutCheckpoint:
         """The rows of a checkpoint. A channel that kept its version since `parent` refers to the stored value."""
-        known = self._manifests.recall(parent) if parent is not None else {}
+        known = (self._manifests.recall(parent) if parent is not None else None) or {}
         versions = checkpoint["channel_versions"]
         manifest: dict[str, str] = {}
         for channel, value in checkpoint["channel_values"].items():
@@ -241,7 +241,7 @@ class MemStateCheckpointer(ThreadReader):
             if value_id is None or channel in new_versions or version != versions.get(channel):
                 # What a typed channel holds is stored whole, so that it can be read whatever has become of its class.
                 whole = channel in typed_names
-                value_id = value_id or self._values.seed(step, channel)
+                value_id = value_id or self._values.seeds.recall((*step[:2], channel))
                 value_id = self._values.encode(self.serde, step.thread_id, value, value_id, encoded, whole=whole)
             manifest[channel] = value_id
         head = {name: part for name, part in checkpoint.items() if name not in ("id", "ts", "channel_values")}

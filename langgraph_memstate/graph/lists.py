@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
-from hashlib import blake2b
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -20,49 +18,28 @@ from weakref import WeakValueDictionary
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from langgraph_memstate.errors import CorruptRowError, SerializationError
-from langgraph_memstate.graph.codec import MemStateSerializer
-from langgraph_memstate.graph.slices import is_atom, packed_array
+from langgraph_memstate.graph.elements import (
+    Element,
+    decoded_all,
+    digest_of,
+    hashed,
+    is_open,
+    loaded,
+    run_end,
+    template_for,
+    templates_of,
+)
 from langgraph_memstate.graph.templates import (
     ATOMS,
     Outline,
-    Template,
     copy_into,
     gc_paused,
-    is_same,
-    template_of,
 )
 from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.values import Blob, ListValue, StoredList
 
-_RUN = 256  # bytes of atoms that make one element; anything else is an element of its own
-_SINGLE = frozenset(packed_array([first]) for first in map(bytes, zip(range(256))) if not is_atom(first))
 _MANY = 64  # objects, from which on it pays to pause the garbage collection
 CACHE_BYTES = 64 * 1024 * 1024  # of serialised elements, each counted with every cached version that has it
-
-_hash = partial(blake2b, digest_size=16)
-
-
-class Element:
-    """One item of a list, or a run of atoms: its digest, and what makes it again."""
-
-    __slots__ = ("__weakref__", "blob", "count", "digest", "is_cold", "is_open", "size", "template")
-
-    def __init__(
-        self, digest: bytes, blob: Blob, count: int, template: Template | None, is_open: bool, is_cold: bool = False
-    ) -> None:
-        self.digest = digest
-        self.count = count
-        self.size = len(blob.data)
-        self.template = template
-        self.blob = blob if template is None else None
-        self.is_open = is_open
-        """a run of atoms that more may join"""
-        self.is_cold = is_cold
-        """whether nobody has tried to make its template yet"""
-
-    def is_at(self, items: Sequence[Any], place: int) -> bool:
-        """Whether it surely is what a list has at a place."""
-        return self.template is not None and is_same(items[place : place + self.count], self.template)
 
 
 class Ancestor(NamedTuple):
@@ -90,7 +67,7 @@ class ListVersion:
         self.chain: tuple[Ancestor, ...] = ()
         if parent is not None and common:
             self.depth, self.chain = parent.depth + 1, parent.ancestors(common)
-        self.hash = _hash(kind.encode())
+        self.hash = hashed(kind.encode())
         self.length = self.weight = known = 0
         if parent is not None and common == len(parent.elements) and kind == parent.kind:
             self.hash, self.length, self.weight, known = parent.hash.copy(), parent.length, parent.weight, common
@@ -149,7 +126,7 @@ class ListVersion:
 
     def _items(self, serde: SerializerProtocol) -> list[Any]:
         blobs = [element.blob for element in self.elements]  # first: it goes when there is a template
-        runs = _decoded_all(serde, [blob for blob in blobs if blob is not None])
+        runs = decoded_all(serde, [blob for blob in blobs if blob is not None])
         if len(runs) == len(blobs):
             return list(chain.from_iterable(runs))
         decoded = iter(runs)
@@ -167,7 +144,7 @@ class ListVersion:
         cold = [(element, blob) for element in self.elements if element.is_cold and (blob := element.blob) is not None]
         if cold:
             with gc_paused():
-                templates = _templates(serde, [blob for _, blob in cold])
+                templates = templates_of(serde, [blob for _, blob in cold])
             for (element, _), template in zip(cold, templates, strict=True):
                 element.is_cold = False
                 if template is not None:
@@ -180,34 +157,6 @@ def _outlined(outline: Outline, elements: Sequence[Element]) -> Outline | None:
             return None
         outline.add(element.template)
     return outline
-
-
-def _decoded_all(serde: SerializerProtocol, blobs: Sequence[Blob]) -> list[list[Any]]:
-    """Many runs: with our own serializer by few calls."""
-    if type(serde) is MemStateSerializer and {blob.type for blob in blobs} == {"msgpack"}:
-        runs = serde.loads_all([blob.data for blob in blobs])
-        return runs if set(map(type, runs)) == {list} else list(map(_run_of, runs))
-    return [_run_of(serde.loads_typed(blob)) for blob in blobs]
-
-
-def _is_single(blob: Blob) -> bool:
-    """Whether a run of our own serializer surely is one item and no atom, which shows before it is decoded."""
-    type_, data = blob
-    return type_ == "msgpack" and data[:2] in _SINGLE
-
-
-def _templates(serde: SerializerProtocol, blobs: Sequence[Blob]) -> list[Template | None]:
-    """Templates of what decoding gives; None where there is none, or where this serializer refuses to decode."""
-    try:
-        return list(map(template_of, _decoded_all(serde, blobs)))
-    except Exception:  # whoever reads it is told
-        return [None] if len(blobs) == 1 else [template for blob in blobs for template in _templates(serde, [blob])]
-
-
-def _run_of(decoded: Any) -> list[Any]:
-    if type(decoded) is not list:
-        raise CorruptRowError(f"an element of a list is a {type(decoded).__name__} where a run of items should be")
-    return decoded
 
 
 class Lists:
@@ -275,7 +224,7 @@ class Lists:
                 last = elements[-1] if elements else None
                 if last is not None and last.is_open and type(items[place]) in ATOMS:
                     place -= elements.pop().count
-                element = self._element(serde, items[place : _run_end(items, place)], fresh)
+                element = self._element(serde, items[place : run_end(items, place)], fresh)
                 if turn < len(old):  # those in between were taken out, or it was put in
                     if turns is None:
                         turns = {each.digest: number for number, each in enumerate(old)}
@@ -293,12 +242,12 @@ class Lists:
 
     def _element(self, serde: SerializerProtocol, run: list[Any], fresh: dict[bytes, Blob]) -> Element:
         blob = Blob(*serde.dumps_typed(run))
-        digest = _digest(blob)
+        digest = digest_of(blob)
         fresh[digest] = blob
         known = self._known(digest)
         if known is not None:
             return known
-        element = self._elements[digest] = Element(digest, blob, len(run), _template(serde, run, blob), _is_open(run))
+        element = self._elements[digest] = Element(digest, blob, len(run), template_for(serde, run, blob), is_open(run))
         return element
 
     def _known(self, digest: bytes) -> Element | None:
@@ -372,7 +321,9 @@ class Lists:
             seen.update({id_: element for id_, element in known.items() if element is not None})
             missing = [id_ for id_ in ids if id_ not in seen]
         with gc_paused():
-            self._read(serde, reader.elements(thread_id, missing) if missing else {}, seen)
+            fresh = loaded(serde, reader.elements(thread_id, missing) if missing else {})
+        seen.update(fresh)
+        self._unlisted.extend(fresh.values())
         if not seen.keys() >= set(ids):
             raise CorruptRowError("a list lost an element")
 
@@ -381,54 +332,12 @@ class Lists:
             return False
         return any(self._known(digest) for digest in reader.digests(thread_id, ids).values())
 
-    def _read(self, serde: SerializerProtocol, blobs: Mapping[int, Blob], seen: dict[int, Element]) -> None:
-        """Make elements of stored ones. That they are what was written shows in the list: its id is made of digests."""
-        is_ours = type(serde) is MemStateSerializer
-        whole: dict[int, Blob] = {}
-        for id_, blob in blobs.items():
-            if is_ours and _is_single(blob):
-                seen[id_] = Element(_digest(blob), blob, 1, None, is_open=False, is_cold=True)
-            else:
-                whole[id_] = blob
-        for (id_, blob), run in zip(whole.items(), _decoded_all(serde, list(whole.values())), strict=True):
-            seen[id_] = Element(_digest(blob), blob, len(run), template_of(run), _is_open(run))
-        self._unlisted.extend(seen[id_] for id_ in blobs)
-
 
 def version_of(kind: str, before: ListVersion | None, kept: int, blobs: Sequence[Blob]) -> ListVersion:
     """A list of which only the serialised elements are known: the first `kept` of another version, then these."""
     old = () if before is None else before.elements[:kept]
-    fresh = (Element(_digest(blob), blob, 1, None, False) for blob in blobs)
+    fresh = (Element(digest_of(blob), blob, 1, None, False) for blob in blobs)
     return ListVersion(kind, (*old, *fresh), before, kept)
-
-
-def is_worth_splitting(items: Sequence[Any]) -> bool:
-    """Whether a list is more than a few atoms."""
-    return bool(items) and not (_run_end(items, 0) == len(items) and _is_open(items))
-
-
-def _template(serde: SerializerProtocol, run: list[Any], blob: Blob) -> Template | None:
-    """A template of what decoding gives; where it can, one that shares the writer's atoms: they compare fastest."""
-    template = template_of(run)
-    if template is None:
-        return None
-    try:
-        decoded = serde.loads_typed(blob)
-    except Exception:  # a serializer that can write this and not read it says so to whoever reads
-        return None
-    return template if type(decoded) is list and is_same(decoded, template) else template_of(_run_of(decoded))
-
-
-def _digest(blob: Blob) -> bytes:
-    type_, data = blob
-    hash = _hash_of(type_).copy()
-    hash.update(data)
-    return hash.digest()
-
-
-@lru_cache(maxsize=16)
-def _hash_of(type_: str) -> blake2b:
-    return _hash(type_.encode() + b"\0")
 
 
 def _common(old: Sequence[Element], elements: Sequence[Element]) -> int:
@@ -436,23 +345,3 @@ def _common(old: Sequence[Element], elements: Sequence[Element]) -> int:
         if before.digest != now.digest:
             return position
     return min(len(old), len(elements))
-
-
-def _size(atom: Any) -> int:
-    return len(atom) if type(atom) in (str, bytes) else 8
-
-
-def _run_end(items: Sequence[Any], place: int) -> int:
-    """Where the element ends that begins at a place: depends on what is before the end only."""
-    size = 0
-    for end in range(place, len(items)):
-        if type(items[end]) not in ATOMS:
-            return max(end, place + 1)
-        size += _size(items[end])
-        if size >= _RUN:
-            return end + 1
-    return len(items)
-
-
-def _is_open(run: Sequence[Any]) -> bool:
-    return all(type(item) in ATOMS for item in run) and sum(map(_size, run)) < _RUN

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import ormsgpack
 from langchain_core import messages
-from pydantic import BaseModel
+
+from langgraph_memstate.graph.codec.models import new, set_extra, set_fields, set_names, set_private
 
 ATOMS = frozenset((str, int, float, bool, NoneType, bytes))
 _MESSAGES = frozenset(
@@ -48,12 +49,6 @@ _fields = attrgetter("__dict__")
 _names = attrgetter("__pydantic_fields_set__")
 _extra = attrgetter("__pydantic_extra__")
 _private = attrgetter("__pydantic_private__")
-_new = object.__new__
-_slots = vars(BaseModel)
-_set_fields: Callable[[Any, Any], None] = _slots["__dict__"].__set__
-_set_names: Callable[[Any, Any], None] = _slots["__pydantic_fields_set__"].__set__
-_set_extra: Callable[[Any, Any], None] = _slots["__pydantic_extra__"].__set__
-_set_private: Callable[[Any, Any], None] = _slots["__pydantic_private__"].__set__
 
 _Make = Callable[[], Any]
 
@@ -167,11 +162,11 @@ def _copy(message: Message) -> Any:
     fields = own.copy()
     for name, make in containers:
         fields[name] = make()
-    copy: Any = _new(cls)
-    _set_fields(copy, fields)
-    _set_names(copy, names.copy())
-    _set_extra(copy, make_extra())
-    _set_private(copy, None)
+    copy: Any = new(cls)
+    set_fields(copy, fields)
+    set_names(copy, names.copy())
+    set_extra(copy, make_extra())
+    set_private(copy, None)
     return copy
 
 

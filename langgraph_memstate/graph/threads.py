@@ -26,7 +26,7 @@ from langgraph_memstate.errors import (
 from langgraph_memstate.facts import check_text
 from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.graph import pregel
-from langgraph_memstate.graph.channel_values import ChannelValues, Fetched, Manifest, Manifests
+from langgraph_memstate.graph.channel_values import ChannelValues, Fetched, Manifest, Recent
 from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.graph.lists import ListVersion
 from langgraph_memstate.graph.reducer import typed_names
@@ -55,7 +55,8 @@ class ThreadReader(BaseCheckpointSaver[str]):
         self._rewinds = time_travel == "rewind"
         self.memory = memory
         self._staging = cast(Staging, memory.join_steps(Staging))
-        self._manifests = Manifests()
+        self._manifests: Recent[StepKey, Manifest] = Recent()
+        """Which stored value each channel of a checkpoint refers to."""
         self._values = ChannelValues()
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -172,7 +173,7 @@ class ThreadReader(BaseCheckpointSaver[str]):
             loaded = [(one.task_id, channel, self.serde.loads_typed(one.value)) for one in oldest_first]
             histories[channel] = {"writes": loaded}
             if channel in seeds:
-                self._values.note_seed(step, channel, seeds[channel])
+                self._values.seeds.remember((*step[:2], channel), seeds[channel])
                 histories[channel]["seed"] = self._values.decode(self.serde, fetched[seeds[channel]])
         return histories
 

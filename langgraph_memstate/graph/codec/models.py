@@ -44,12 +44,12 @@ from langgraph_memstate.graph.codec.values import BASES, FIXED, ValueShape
 _ABSENT: Row = [None] * 6
 
 # What every model keeps its state in. Set directly: nothing that a class defines can step in, and it is fastest.
-_new = object.__new__
+new = object.__new__
 _slots = class_names(BaseModel)
-_set_fields: Callable[[Any, Any], None] = _slots["__dict__"].__set__
-_set_names: Callable[[Any, Any], None] = _slots["__pydantic_fields_set__"].__set__
-_set_extra: Callable[[Any, Any], None] = _slots["__pydantic_extra__"].__set__
-_set_private: Callable[[Any, Any], None] = _slots["__pydantic_private__"].__set__
+set_fields: Callable[[Any, Any], None] = _slots["__dict__"].__set__
+set_names: Callable[[Any, Any], None] = _slots["__pydantic_fields_set__"].__set__
+set_extra: Callable[[Any, Any], None] = _slots["__pydantic_extra__"].__set__
+set_private: Callable[[Any, Any], None] = _slots["__pydantic_private__"].__set__
 
 
 class ModelShape(Shape):
@@ -133,11 +133,11 @@ class ModelShape(Shape):
             return self._loaded(code, row)
         if extra is not None:
             exactly(dict, extra)
-        obj: Any = _new(self.model)
-        _set_fields(obj, fields)
-        _set_names(obj, set(names_set))
-        _set_extra(obj, extra)
-        _set_private(obj, private)
+        obj: Any = new(self.model)
+        set_fields(obj, fields)
+        set_names(obj, set(names_set))
+        set_extra(obj, extra)
+        set_private(obj, private)
         return obj
 
     def _loaded(self, code: int, row: Row) -> Any:
