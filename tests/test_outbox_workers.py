@@ -273,9 +273,7 @@ url, index, who = sys.argv[1], sys.argv[2], sys.argv[3]
 memory = shared.opened(url, Path(index), pause=0.01)
 print("ready", flush=True)
 """
-WORK = (
-    SETUP
-    + """
+WORK = """
 number = 0
 while not Path(index + ".over").exists():
     keys = [f"shared{random.randrange(12)}", f"{who}-{number}"]
@@ -286,24 +284,17 @@ while not Path(index + ".over").exists():
     time.sleep(0.05)
 memory.close()
 """
-)
-FOLLOW = (
-    SETUP
-    + """
+FOLLOW = """
 while not Path(index + ".over").exists():
     time.sleep(0.05)
 memory.close()
 """
-)
-RUN = (
-    SETUP
-    + """
+RUN = """
 while not Path(index + ".go").exists():
     time.sleep(0.01)
 shared.run_graphs(memory, who, Path(index + ".enough"))
 memory.close()
 """
-)
 THREADS, NODES = 8, 2
 
 
@@ -340,7 +331,7 @@ class Processes:
         self._all: list[subprocess.Popen[str]] = []
 
     def start(self, script: str) -> subprocess.Popen[str]:
-        arguments = command(script, self._url, self._index, f"w{len(self._all)}")
+        arguments = command(SETUP + script, self._url, self._index, f"w{len(self._all)}")
         process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         self._all.append(process)
         assert process.stdout is not None

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
+from forks import PRELOAD
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
@@ -117,7 +118,7 @@ def examine(path: str, thread: str, turns: list[Turn], *, ended: bool) -> Report
 def conversation(path: str, thread: str, turns: list[Turn], durability: str, seed: int, patience: float) -> Report:
     """Play a conversation in processes that live up to `patience` seconds, and look at the database after each."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["conversations", "chromadb", "langgraph_memstate.hooks.chroma"])
+    context.set_forkserver_preload(list(PRELOAD))
     rng = random.Random(seed)
     total = Report(turns=len(turns))
     started = time.monotonic()
