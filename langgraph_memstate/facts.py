@@ -199,7 +199,7 @@ def encode_value(value: Mapping[str, Any]) -> str:
     Raises:
         SerializationError: something in it is not JSON; the message names the path.
     """
-    if not isinstance(value, (dict, Mapping)):
+    if not isinstance(value, (dict, Mapping)):  # dict first: to ask an abstract class takes long
         raise SerializationError(f"a value is a dict with string keys, not {type(value).__name__}")
     if (fault := _not_json(value, 0)) is not None:
         path, problem = fault

@@ -317,12 +317,13 @@ class OpenedMemory:
     def enqueue(self, commit: Commit) -> Landing:
         """Queue operations without drafts, to be waited for. They land after all that was queued before.
 
-        For the graph's checkpointer, as is `submit`, which waits in the background.
+        For the graph's checkpointer, as is `submit`.
         """
         self._check_open()
         return self._writer.enqueue(commit)
 
     def submit(self, commit: Commit) -> Future[None]:
+        """Queue operations without drafts, which a thread waits for. They land after all that was queued before."""
         self._check_open()
         return self._writer.submit(commit)
 

@@ -228,7 +228,7 @@ class Pool:
                     if conn.pgconn.pipeline_status != PipelineStatus.ABORTED:
                         conn.execute(b"END")  # no ROLLBACK: the driver would forget what it has prepared
             except psycopg.Error:
-                if not (is_answered and is_lost(conn)):
+                if not (is_answered and is_lost(conn)):  # else everything was read, and the end of a read is nothing
                     raise
 
     @contextmanager
