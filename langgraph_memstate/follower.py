@@ -64,6 +64,7 @@ class Follower:
         self._thread: threading.Thread | None = None
         self._turn = threading.Lock()  # one at a time opens or writes an index: the thread or a flush
         self._rests: dict[str, tuple[int, float]] = {}  # by index or model: failures in a row, when it is tried again
+        self._failures: dict[str, Exception] = {}  # by index: the last, of which a flush tells
 
     # -- opening ------------------------------------------------------------------------------------
 
@@ -112,6 +113,7 @@ class Follower:
                     try:
                         self._open(index)
                     except (VectorSyncError, IndexConfigError) as error:
+                        self._failures[index.name] = error
                         logger.debug("still: %s", error)
 
     def scrub(self) -> None:
@@ -276,6 +278,7 @@ class Follower:
         try:
             index.apply(upserts, deletes)
         except Exception as error:
+            self._failures[index.name] = error
             if not index.answers():
                 self._rest(index.name, error)
                 return rows
@@ -337,6 +340,7 @@ class Follower:
             EmbeddingError: the model failed on what processes without an index had left to embed.
             VectorSyncError: an index refused or is away; its work stays in the outbox and search stays right.
         """
+        self._failures.clear()
         self._reopen(None)
         for index in self.indexes:
             self.catch_up(index)
@@ -356,8 +360,9 @@ class Follower:
             free = left.keys() - held
             if free <= seen:
                 if not (waits and held):
+                    why = "; ".join(f"{name}: {error!r}" for name, error in dict(self._failures).items())
                     raise VectorSyncError(
-                        f"{len(left)} index entries could not be applied; they stay queued and are retried"
+                        f"{len(left)} index entries could not be applied; they stay queued and are retried ({why})"
                     )
                 time.sleep(_ASIDE)
             # Some may have come since, such as from texts that the thread has embedded beside us; what another process

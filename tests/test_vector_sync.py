@@ -358,7 +358,7 @@ def test_flush_applies_what_it_can_around_an_entry_that_fails(deferred: MemorySt
     (bad,) = rows(database, "SELECT version FROM items WHERE key = 'bad'")[0]
     hook.heal()
     hook.fail("apply", only=lambda upserts, deletes: any(record.id == bad for record in upserts))
-    with pytest.raises(VectorSyncError, match="1 index entries"):
+    with pytest.raises(VectorSyncError, match=r"1 index entries .* \(chroma:memory: ConnectionError\("):
         deferred.flush()
     assert wanted_ids(database) - held_ids(deferred) == {bad}
     hook.heal()

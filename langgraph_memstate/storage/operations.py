@@ -151,7 +151,7 @@ class PutEmbeddings:
 
 @dataclass(frozen=True, slots=True)
 class PutVectors:
-    """Bind vectors to versions; for an index in `deferred`, leave the upserts in its outbox.
+    """Bind vectors to versions; for an index in `deferred`, leave the upserts of those that are new in its outbox.
 
     A removal that waits for one of these vectors, from an earlier try of the commit, becomes an upsert.
     """

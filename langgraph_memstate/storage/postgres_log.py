@@ -130,18 +130,15 @@ def put_embeddings(conn: Connection, op: PutEmbeddings) -> None:
 def put_vectors(conn: Connection, op: PutVectors) -> None:
     run_rows(
         conn,
-        "INSERT INTO vectors (version, index_name, ord, vector_id, text_hash) SELECT * FROM {rows} AS bound "
-        "ON CONFLICT DO NOTHING",
+        "WITH fresh AS (INSERT INTO vectors (version, index_name, ord, vector_id, text_hash) "
+        "SELECT * FROM {rows} AS bound ON CONFLICT DO NOTHING RETURNING index_name, vector_id, version) "
+        + _QUEUE
+        + "SELECT index_name, 'upsert', vector_id, version, 0 FROM fresh WHERE index_name = ANY(%(deferred)s)",
         "text text int text bytea",
         [(row.version, row.index_name, row.ord, row.vector_id, row.text_hash) for row in op.rows],
+        deferred=list(op.deferred),
     )
     rows = [(row.index_name, row.vector_id, row.version) for row in op.rows]
-    run_rows(
-        conn,
-        _QUEUE + "SELECT name, 'upsert', id, version, 0 FROM {rows} AS bound (name, id, version)",
-        "text text text",
-        [row for row in rows if row[0] in op.deferred],
-    )
     run_rows(
         conn,
         "UPDATE outbox SET op = 'upsert', version = bound.version, retry_at = 0 "

@@ -213,12 +213,13 @@ def put_embeddings(conn: sqlite3.Connection, op: PutEmbeddings) -> None:
 
 def put_vectors(conn: sqlite3.Connection, op: PutVectors) -> None:
     conn.executemany(
-        "INSERT OR IGNORE INTO vectors (version, index_name, ord, vector_id, text_hash) VALUES (?, ?, ?, ?, ?)",
-        [(row.version, row.index_name, row.ord, row.vector_id, row.text_hash) for row in op.rows],
+        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) SELECT ?1, 'upsert', ?2, ?3, 0 "
+        "WHERE NOT EXISTS (SELECT 1 FROM vectors WHERE version = ?3 AND index_name = ?1 AND ord = ?4)",
+        [(row.index_name, row.vector_id, row.version, row.ord) for row in op.rows if row.index_name in op.deferred],
     )
     conn.executemany(
-        "INSERT INTO outbox (index_name, op, vector_id, version, retry_at) VALUES (?, 'upsert', ?, ?, 0)",
-        [(row.index_name, row.vector_id, row.version) for row in op.rows if row.index_name in op.deferred],
+        "INSERT OR IGNORE INTO vectors (version, index_name, ord, vector_id, text_hash) VALUES (?, ?, ?, ?, ?)",
+        [(row.version, row.index_name, row.ord, row.vector_id, row.text_hash) for row in op.rows],
     )
     conn.executemany(
         "UPDATE outbox SET op = 'upsert', version = ?, retry_at = 0 "

@@ -236,6 +236,13 @@ class VectorContract:
         with storage.snapshot() as reader:
             assert reader.to_embed(INDEX, 100) == []
 
+    def test_what_another_has_embedded_meanwhile_is_not_queued_again(self, storage: Storage) -> None:
+        (a,) = self.fill(storage, "a", deferred=True)
+        with storage.snapshot() as reader:
+            done = OutboxDone(outbox(reader))
+        commit(storage, done, PutVectors((vector(a), vector(a, "b", 1)), frozenset([INDEX])))
+        assert entries(storage) == [("upsert", f"{a}#1")]
+
     def test_a_rebuild_queues_what_is_current(self, storage: Storage) -> None:
         a, b = self.fill(storage, "a", "b", deferred=True)
         commit(storage, Append((delete("a"),), (INDEX,)), Prepare(PreparedRow("p", INDEX, (a,), "me", NOW)))

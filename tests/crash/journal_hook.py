@@ -48,9 +48,13 @@ class JournalHook(SyncHook):
     def open(self, spec: IndexSpec) -> IndexState:
         self._close_file()
         self._held.clear()
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        content = self._path.read_bytes() if self._path.exists() else b""
+        whole = content.rfind(b"\n") + 1  # a kill tears a line that crosses a page of memory
+        lines = content[:whole].splitlines()
         if not lines:
             return IndexState.EMPTY
+        if whole < len(content):
+            os.truncate(self._path, whole)
         if json.loads(lines[0]) != _header(spec):
             return IndexState.MISMATCH
         for line in lines[1:]:
