@@ -25,7 +25,7 @@ from langgraph_memstate.errors import (
 from langgraph_memstate.facts import Draft, IndexPaths, Record
 from langgraph_memstate.hooks.base import IndexState, SyncHook, Vector
 from langgraph_memstate.index import VectorIndex, to_bytes
-from langgraph_memstate.storage.base import Reader, Storage
+from langgraph_memstate.storage.base import Storage
 from langgraph_memstate.storage.operations import (
     Commit,
     Op,
@@ -253,12 +253,13 @@ class Follower:
             with self._storage.snapshot() as reader:
                 if not index.is_current(reader):
                     return False
-                rows = _applicable(reader, index, due=due, limit=limit)
+                rows = reader.applicable(index.name, due=due, limit=limit)
                 current = reader.upsert_rows(index.name, index.model, [row.vector_id for row in rows])
             if rows and index.is_shared:
                 claimed = self._storage.claim(index.name, due=due, limit=limit, lease=_LEASE)
                 with self._storage.snapshot() as reader:
-                    rows = _not_prepared(reader, index, claimed)
+                    taken = reader.prepared_ids(index.name)
+                    rows = [row for row in claimed if row.vector_id not in taken]
                     current = reader.upsert_rows(index.name, index.model, [row.vector_id for row in rows])
             rows = [row for row in rows if row.id not in seen]
             if not rows:
@@ -330,7 +331,7 @@ class Follower:
                 row.id: row.is_held
                 for index in self.indexes
                 if index.hook is not None and index.state is not IndexState.BUSY
-                for row in _applicable(reader, index, due=time.time() + _HORIZON, limit=1_000_000_000)
+                for row in reader.applicable(index.name, due=time.time() + _HORIZON, limit=1_000_000_000)
             }
 
     def flush(self) -> None:
@@ -401,17 +402,6 @@ class Follower:
                     index.close()
                 except Exception as error:  # nothing of ours is lost with it, and the database has to be closed yet
                     logger.warning("closing index %s failed: %r", index.name, error)
-
-
-def _applicable(reader: Reader, index: VectorIndex, *, due: float, limit: int) -> list[OutboxRow]:
-    """Due entries that no commit under way decides about."""
-    return _not_prepared(reader, index, reader.outbox(index.name, due=due, limit=limit))
-
-
-def _not_prepared(reader: Reader, index: VectorIndex, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
-    """Without the vectors that a commit under way has prepared: it decides what becomes of them."""
-    prepared = {id_ for row in reader.prepared() if row.index_name == index.name for id_ in row.vector_ids}
-    return [row for row in rows if row.vector_id not in prepared]
 
 
 def indexed(index: VectorIndex, rows: Sequence[VectorRow], vectors: Mapping[str, Vector]) -> PutIndexed:

@@ -243,6 +243,7 @@ def test_a_flush_says_when_work_fails_that_nobody_else_has(quiet: MemoryStore, m
 def test_what_a_commit_has_prepared_is_left_to_it(
     request: pytest.FixtureRequest, database: Path, index: Path, on: str
 ) -> None:
+    many = 200  # more than are applied at once
     url = str(database) if on == "sqlite" else request.getfixturevalue("url")
     with opened(url, index) as memory:
         commit(memory, notes(5))
@@ -251,12 +252,12 @@ def test_what_a_commit_has_prepared_is_left_to_it(
         memory._writer.land(
             (
                 Prepare(PreparedRow("p", NAME, (prepared,), "elsewhere/1", time.time() + 60)),
-                QueueIndex(NAME, (), (prepared, "stranger")),
+                QueueIndex(NAME, (), (*[prepared] * many, "stranger")),
                 QueueIndex(NAME, tuple(rest), ()),
             )
         )
         memory.flush()
-        assert [(row.op, row.vector_id) for row in entries(memory)] == [("delete", prepared)]
+        assert [(row.op, row.vector_id) for row in entries(memory)] == [("delete", prepared)] * many
         memory._writer.land((Settle("p"),))
         memory.flush()
         check_equal(memory, index)

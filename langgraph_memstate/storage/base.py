@@ -237,6 +237,20 @@ class Reader(ABC):
     @abstractmethod
     def prepared(self) -> list[PreparedRow]: ...
 
+    def prepared_ids(self, index: str) -> set[str]:
+        """Vectors that a commit under way has sent to the index: it decides what becomes of them."""
+        return {id_ for row in self.prepared() if row.index_name == index for id_ in row.vector_ids}
+
+    def applicable(self, index: str, *, due: float, limit: int) -> list[OutboxRow]:
+        """What `outbox` says, without the vectors that a commit under way has prepared."""
+        prepared, size = self.prepared_ids(index), limit
+        while True:
+            rows = self.outbox(index, due=due, limit=size)
+            free = [row for row in rows if row.vector_id not in prepared]
+            if len(free) >= limit or len(rows) < size:
+                return free[:limit]
+            size *= 2
+
     @abstractmethod
     def index_meta(self, index: str) -> PutIndexMeta | None: ...
 
@@ -324,10 +338,10 @@ class Storage(ABC):
         """Entries that are due, for this process to apply, oldest first.
 
         Where processes share the database, no other is given an entry of the same vector until these are confirmed or
-        have failed, or `lease` seconds are over. Else they are what `Reader.outbox` says.
+        have failed, or `lease` seconds are over. Else they are what `Reader.applicable` says.
         """
         with self.snapshot() as reader:
-            return reader.outbox(index, due=due, limit=limit)
+            return reader.applicable(index, due=due, limit=limit)
 
     def scrub(self) -> None:
         """Leave no copy of what was erased behind. Nothing to do where deleting leaves none."""
