@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -76,8 +77,8 @@ def build(memory: MemoryStore, thread: str) -> Any:
     return graph.compile(checkpointer=memory.checkpointer, store=memory.store)
 
 
-def play(path: str, thread: str, turns: list[Turn], durability: str) -> None:
-    """Go on with a conversation from wherever the last process left it."""
+def play(path: str, thread: str, turns: list[Turn], durability: str, told: Connection) -> None:
+    """Go on with a conversation from wherever the last process left it, and tell of every turn that is over."""
     config = {"configurable": {"thread_id": thread}}
     with opened(path) as memory:
         graph = build(memory, thread)
@@ -87,6 +88,7 @@ def play(path: str, thread: str, turns: list[Turn], durability: str) -> None:
         for turn, text in turns:
             if turn not in heard:
                 graph.invoke({"messages": [HumanMessage(text, id=turn)]}, config, durability=durability)
+                told.send_bytes(b".")
 
 
 def examine(path: str, thread: str, turns: list[Turn], *, ended: bool) -> Report:
@@ -115,23 +117,37 @@ def examine(path: str, thread: str, turns: list[Turn], *, ended: bool) -> Report
     return report
 
 
-def conversation(path: str, thread: str, turns: list[Turn], durability: str, seed: int, patience: float) -> Report:
-    """Play a conversation in processes that live up to `patience` seconds, and look at the database after each."""
+def ends_within(child: Connection, turns: int, seconds: float) -> bool:
+    """Whether a process ends before it has told of so many turns, and for so long after."""
+    try:
+        for _ in range(turns):
+            child.recv_bytes()
+        deadline = time.monotonic() + seconds
+        while child.poll(max(0.0, deadline - time.monotonic())):
+            child.recv_bytes()
+    except EOFError:
+        return True
+    return False
+
+
+def conversation(path: str, thread: str, turns: list[Turn], durability: str, seed: int, patience: int) -> Report:
+    """Play a conversation in processes that live up to `patience` turns, and look at the database after each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOAD))
     rng = random.Random(seed)
     total = Report(turns=len(turns))
     started = time.monotonic()
     while True:
-        child = context.Process(target=play, args=(path, thread, turns, durability))
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=play, args=(path, thread, turns, durability, sender))
         child.start()
-        child.join(rng.uniform(0.3, patience))
-        killed = child.is_alive()
+        sender.close()
+        killed = not ends_within(receiver, rng.randint(0, patience), rng.uniform(0.0, 0.02))
         if killed:
             child.kill()
-            child.join()
             total.kills += 1
-        elif child.exitcode:
+        child.join()
+        if not killed and child.exitcode:
             raise RuntimeError(f"the agent died with status {child.exitcode}")
         found = examine(path, thread, turns, ended=not killed)
         total.ghosts += found.ghosts
@@ -148,7 +164,7 @@ def main(file: str, seed: int = 0) -> None:
         for number, talk in enumerate(json.loads(Path(file).read_text())):
             turns = [(turn["id"], turn["text"]) for session in talk["sessions"] for turn in session["turns"]]
             durability = DURABILITIES[number % 2]  # a run that saves at exit differs from `sync` by less than a turn
-            report = conversation(f"{folder}/{number}.db", talk["id"], turns, durability, seed + number, 4.0)
+            report = conversation(f"{folder}/{number}.db", talk["id"], turns, durability, seed + number, 100)
             print(talk["id"], durability, asdict(report), flush=True)
 
 
