@@ -56,12 +56,14 @@ class Line:
                 client.close()
                 continue
             self._sockets += [client, server]
-            answered = threading.Event()
+            answered, cut = threading.Event(), threading.Event()
             answered.set()
             for forward in (self._forward_requests, self._forward_answers):
-                threading.Thread(target=forward, args=(client, server, answered), daemon=True).start()
+                threading.Thread(target=forward, args=(client, server, answered, cut), daemon=True).start()
 
-    def _forward_requests(self, client: socket.socket, server: socket.socket, answered: threading.Event) -> None:
+    def _forward_requests(
+        self, client: socket.socket, server: socket.socket, answered: threading.Event, cut: threading.Event
+    ) -> None:
         with suppress(OSError):
             while sent := client.recv(1 << 20):
                 if answered.is_set():
@@ -70,6 +72,7 @@ class Line:
                 if self.breaks is not None and self.is_awaited(sent):
                     when, self.breaks = self.breaks, None
                     self.broken += 1
+                    cut.set()  # first: the server may answer before the client is cut off
                     if when == "after":
                         server.sendall(sent)
                     client.shutdown(socket.SHUT_RDWR)
@@ -78,9 +81,11 @@ class Line:
         with suppress(OSError):
             server.shutdown(socket.SHUT_WR)
 
-    def _forward_answers(self, client: socket.socket, server: socket.socket, answered: threading.Event) -> None:
+    def _forward_answers(
+        self, client: socket.socket, server: socket.socket, answered: threading.Event, cut: threading.Event
+    ) -> None:
         with suppress(OSError):
-            while sent := server.recv(1 << 20):
+            while (sent := server.recv(1 << 20)) and not cut.is_set():
                 answered.set()
                 client.sendall(self.answer(sent))
         with suppress(OSError):

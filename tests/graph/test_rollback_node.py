@@ -243,12 +243,12 @@ def test_a_checkpoint_that_is_never_saved_is_told(memory: MemoryStore, monkeypat
 
     def held(self: Any, config: Any, checkpoint: Any, metadata: Any, versions: Any) -> Any:
         if metadata["step"] == 3:
+            threading.Timer(0.5, gate.set).start()
             gate.wait(5)
         return put(self, config, checkpoint, metadata, versions)
 
     monkeypatch.setattr(type(memory.checkpointer), "put", held)
     agent = Agent(memory, 2, RollbackNode(2, goto="try_it"))
-    threading.Timer(0.5, gate.set).start()
     with pytest.raises(RollbackError, match="was not saved within"):
         agent.run(True, "async")
 
@@ -575,7 +575,7 @@ def test_in_a_subgraph_its_own_steps_are_undone(
 
 
 def test_a_subgraph_without_checkpoints_is_told(memory: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("langgraph_memstate.graph.rollback_node._PATIENCE", 1.0)
+    monkeypatch.setattr("langgraph_memstate.graph.rollback_node._PATIENCE", 30.0)
     inner = StateGraph(State)
     inner.add_node("attempt", lambda state: {"last": "try"})
     inner.add_node("back", RollbackNode(1))
@@ -588,7 +588,7 @@ def test_a_subgraph_without_checkpoints_is_told(memory: MemoryStore, monkeypatch
     started = time.monotonic()
     with pytest.raises(RollbackError):
         graph.invoke({"last": "in"}, T, durability="async")
-    assert time.monotonic() - started < 0.9  # it does not wait for what will never come
+    assert time.monotonic() - started < 15  # it does not wait for what will never come
 
 
 # -- vectors ----------------------------------------------------------------------------------------
