@@ -101,6 +101,8 @@ class Chat:
     graph: CompiledStateGraph
     dice: random.Random
     meter: Meter = field(default_factory=Meter)
+    took: float = 0.0
+    """seconds of all turns, end to end"""
     sizes: dict[int, int] = field(default_factory=dict)
 
     @classmethod
@@ -126,7 +128,9 @@ class Chat:
     def turn(self, durability: Any) -> None:
         said = HumanMessage(text(self.dice), id=str(UUID(int=self.dice.getrandbits(128))))
         self.meter.turns.append(0.0)
+        start = time.perf_counter()
         self.graph.invoke({"messages": [said]}, self.thread, durability=durability)
+        self.took += time.perf_counter() - start
 
     def bytes_on_disk(self) -> int:
         return sum(path.stat().st_size for path in self.folder.iterdir() if not path.name.endswith("-wal"))
@@ -190,6 +194,7 @@ def _rows(chats: list[Chat], turns: int, durability: str) -> list[Row]:
         low, median, high = quartiles(chat.meter.turns)
         notes: dict[str, float | str] = {
             "s in the saver": took,
+            "s end to end": chat.took,
             f"ms at {EARLY}": early * 1e3,
             f"ms at {turns}": late * 1e3,
             "late/early": late / early,

@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+from tests.benchmarks.bare import bare
 from tests.benchmarks.crowding import Tally, acycles, cycles, latencies
 from tests.benchmarks.measure import Row, Session, quartiles
 from tests.benchmarks.peers import Peer, ours, upstream, upstream_async
@@ -56,9 +58,11 @@ def run(session: Session) -> list[Row]:
             stack.enter_context(peer)
             for peer in (ours(folder / "ours-async"), upstream_async(folder / "upstream-async", runner))
         ]
+        least = stack.enter_context(bare(folder / "bare.db"))
         for shared in (False, True):
             whose = "on one thread_id" if shared else "a thread_id each"
-            crowds = [Crowd(f"one {peer.saver_name}", in_threads(peer)) for peer in plain]
+            crowds = [Crowd(f"one {peer.saver_name}", in_threads(peer.saver)) for peer in plain]
+            crowds.append(Crowd("one BareSaver", in_threads(least)))
             rows += race_crowds(session, f"{CALLERS} threads, {whose}", crowds, shared, rounds, session.pick(60, 15))
             crowds = [Crowd(f"one {peer.saver_name}", _in_tasks(peer, runner)) for peer in awaited]
             rows += race_crowds(session, f"{CALLERS} tasks, {whose}", crowds, shared, rounds, session.pick(60, 15))
@@ -109,11 +113,11 @@ def _row(what: str, first: Crowd, crowd: Crowd) -> Row:
     return Row(CASE, what, crowd.name, "WAL", median, low, high, ratio, notes)
 
 
-def in_threads(peer: Peer) -> Sitting:
+def in_threads(saver: Any) -> Sitting:
     def sit(threads: Sequence[str], count: int) -> tuple[float, Tally]:
         start = time.perf_counter()
         with ThreadPoolExecutor(CALLERS) as pool:
-            tallies = list(pool.map(lambda thread: cycles(peer.saver, thread, count), threads))
+            tallies = list(pool.map(lambda thread: cycles(saver, thread, count), threads))
         return time.perf_counter() - start, Tally.of(tallies)
 
     return sit

@@ -23,6 +23,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Send
 
+from tests.benchmarks.bare import bare
 from tests.benchmarks.measure import Contender, Row, Session, in_turns, rows_of, timed, timed_async
 from tests.benchmarks.peers import ours, upstream, upstream_async
 from tests.benchmarks.work import SENTENCE
@@ -85,8 +86,9 @@ def run(session: Session) -> list[Row]:
             stack.enter_context(peer)
             for peer in (ours(folder / "ours-async"), upstream_async(folder / "upstream-async", runner))
         ]
+        least = stack.enter_context(bare(folder / "bare.db"))
         for durability in ("sync", "async"):
-            savers = [(peer.saver, peer.saver_journal) for peer in plain]
+            savers = [*((peer.saver, peer.saver_journal) for peer in plain), (least, "WAL")]
             contenders = [_contender(saver, journal, _invoked(saver, durability)) for saver, journal in _with(savers)]
             rows += _above(session, f"{TASKS} tasks, invoke, {durability}", contenders, rounds)
             savers = [(peer.saver, peer.saver_journal) for peer in awaited]

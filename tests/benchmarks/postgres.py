@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ BATCH = 100
 POOL = 10  # connections, as many as ours keeps for reading
 
 Work = Callable[[Peer], Callable[[], Any]]
+Opener = Callable[[str], AbstractContextManager[Peer]]
 
 
 def run(session: Session) -> list[Row]:
@@ -33,21 +34,22 @@ def run(session: Session) -> list[Row]:
 
     folder = session.room(CASE)
     with running(fsync=True) as server, ExitStack() as stack:
-        peers = [stack.enter_context(_ours(stack.enter_context(server.database())))]
+        openers = [_ours]
         rows = []
         pooled: list[Peer] = []
         if find_spec("langgraph.checkpoint.postgres"):
-            peers.append(stack.enter_context(_upstream(stack.enter_context(server.database()))))
+            openers.append(_upstream)
             pooled.append(stack.enter_context(_pooled(stack.enter_context(server.database()))))
         else:
             missing = "langgraph-checkpoint-postgres is not installed"
             rows.append(Row(CASE, "all of it", "PostgresSaver + PostgresStore", notes={"not measured": missing}))
+        peers = [stack.enter_context(opener(stack.enter_context(server.database()))) for opener in openers]
         for what, (name, work, calls) in WORKS.items():
             contenders = [Contender(getattr(peer, name), "", timed(work(peer))) for peer in peers]
             rows += race(session, CASE, what, contenders[0], contenders[1:], rounds=session.pick(25, 5), calls=calls)
-        rows += _chats(session, folder, peers)
-        crowds = [Crowd(f"one {peer.saver_name}", in_threads(peer)) for peer in peers]
-        crowds += [Crowd(f"one {peer.saver_name}, {POOL} connections", in_threads(peer)) for peer in pooled]
+        rows += _chats(session, folder, [(opener, stack.enter_context(server.database())) for opener in openers])
+        crowds = [Crowd(f"one {peer.saver_name}", in_threads(peer.saver)) for peer in peers]
+        crowds += [Crowd(f"one {peer.saver_name}, {POOL} connections", in_threads(peer.saver)) for peer in pooled]
         rows += race_crowds(
             session, f"{CALLERS} threads, a thread_id each", crowds, False, session.pick(7, 2), session.pick(60, 10),
             case=CASE, journal="",
@@ -132,21 +134,41 @@ WORKS: dict[str, tuple[str, Work, int]] = {
 """By what it is: the name to show, the work, and how often a round does it"""
 
 
-def _chats(session: Session, folder: Path, peers: list[Peer]) -> list[Row]:
-    """In blocks of turns, in the opposite order every other block."""
-    turns = chat.BLOCK * session.rounds(session.pick(30, 4))
-    chats = [chat.Chat.begin(peer.saver_name, peer, folder, chat.State) for peer in peers]
-    for block in range(turns // chat.BLOCK):
-        session.tell(f"{CASE}: chat {block * chat.BLOCK}/{turns}")
-        for one in reversed(chats) if block % 2 else chats:
-            for _ in range(chat.BLOCK):
-                one.turn("sync")
+def _chats(session: Session, folder: Path, openers: Sequence[tuple[Opener, str]]) -> list[Row]:
+    """In blocks of turns, in the opposite order every other block; a database each."""
+    turns = chat.BLOCK * session.rounds(session.pick(100, 4))
+    with ExitStack() as stack:
+        peers = [stack.enter_context(opener(uri)) for opener, uri in openers]
+        chats = [chat.Chat.begin(peer.saver_name, peer, folder, chat.State) for peer in peers]
+        empty = [_size(uri) for _, uri in openers]
+        for block in range(turns // chat.BLOCK):
+            session.tell(f"{CASE}: chat {block * chat.BLOCK}/{turns}")
+            for one in reversed(chats) if block % 2 else chats:
+                for _ in range(chat.BLOCK):
+                    one.turn("sync")
+        sizes = [_size(uri) - before for (_, uri), before in zip(openers, empty, strict=True)]
     session.tell("")
     rows = []
-    for one in chats:
+    for one, size in zip(chats, sizes, strict=True):
         low, median, high = quartiles(one.meter.turns)
         ratio = None if one is chats[0] else sum(chats[0].meter.turns) / sum(one.meter.turns)
         early, late = statistics.median(one.meter.turns[:10]), statistics.median(one.meter.turns[-10:])
-        notes: dict[str, float | str] = {"s in the saver": sum(one.meter.turns), "late/early": late / early}
+        notes: dict[str, float | str] = {
+            "s in the saver": sum(one.meter.turns),
+            "s end to end": one.took,
+            "late/early": late / early,
+            "kB": size / 1e3,
+            "bytes ratio": sizes[0] / size,
+        }
         rows.append(Row(CASE, f"chat, {turns} turns", one.name, "", median, low, high, ratio, notes))
     return rows
+
+
+def _size(uri: str) -> int:
+    """Bytes of a database."""
+    import psycopg
+
+    with psycopg.connect(uri) as conn:
+        row = conn.execute("SELECT pg_database_size(current_database())").fetchone()
+    assert row is not None
+    return int(row[0])
