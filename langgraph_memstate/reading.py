@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from langgraph_memstate.errors import FilterError
-from langgraph_memstate.facts import Draft, Namespace, Record, decode_value, split_session
+from langgraph_memstate.facts import Draft, Namespace, Record, decode_value, encode_namespace, split_session
 from langgraph_memstate.filters import Condition, Filter
 from langgraph_memstate.index import VectorIndex, to_bytes, vector_id
 from langgraph_memstate.moments import Moment
@@ -202,13 +202,15 @@ class View:
             for row in rows
         ]
 
-    def namespaces(self, prefix: Namespace = ()) -> list[Namespace]:
-        """Namespaces under a prefix that hold an item, sorted."""
+    def namespaces(self, prefix: Namespace = (), limit: int | None = None) -> list[Namespace]:
+        """Namespaces under a prefix that hold an item, in the order of `encode_namespace`."""
         found: list[Namespace] = []
         for staged in self._settled():
             now = self._now()
             with self._storage.snapshot() as reader:
-                names = set(reader.namespaces(prefix, now))
+                found = reader.namespaces(prefix, now, None if staged else limit)
+                if not staged:
+                    continue
                 touched = {namespace for namespace, _ in staged if namespace[: len(prefix)] == prefix}
                 kept = {
                     record.namespace
@@ -216,9 +218,9 @@ class View:
                     for record in reader.items(namespace, now)
                     if (record.namespace, record.key) not in staged
                 }
-            names = names - touched | (kept & touched)
+            names = set(found) - touched | (kept & touched)
             names |= {address[0] for address, draft in staged.items() if draft.op == "put"} & touched
-            found = sorted(names)
+            found = sorted(names, key=encode_namespace)[:limit]
         return found
 
 

@@ -252,13 +252,16 @@ def _list_namespaces(view: View, op: ListNamespacesOp) -> list[Namespace]:
     if op.max_depth is not None and (not isinstance(op.max_depth, int) or op.max_depth < 1):
         raise FilterError(f"max_depth={op.max_depth!r} is not a number of labels")
     conditions = [condition._replace(path=_labels(condition.path)) for condition in op.match_conditions or ()]
+    prefix = _fixed_prefix(conditions)
+    if op.max_depth is None and all(condition == MatchCondition("prefix", prefix) for condition in conditions):
+        return view.namespaces(prefix, op.offset + op.limit)[op.offset :]
     found = [
         namespace
-        for namespace in view.namespaces(_fixed_prefix(conditions))
+        for namespace in view.namespaces(prefix)
         if all(_satisfies(namespace, condition) for condition in conditions)
     ]
     if op.max_depth is not None:
-        found = sorted({namespace[: op.max_depth] for namespace in found})
+        found = list(dict.fromkeys(namespace[: op.max_depth] for namespace in found))
     return found[op.offset : op.offset + op.limit]
 
 

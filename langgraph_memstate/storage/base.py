@@ -119,8 +119,8 @@ class Reader(ABC):
         """Unexpired items under a namespace prefix, last written first; any that breaks a condition may be left out."""
 
     @abstractmethod
-    def namespaces(self, prefix: Sequence[str], now: float) -> list[Namespace]:
-        """Namespaces under a prefix that hold an unexpired item, sorted."""
+    def namespaces(self, prefix: Sequence[str], now: float, limit: int | None = None) -> list[Namespace]:
+        """Namespaces under a prefix that hold an unexpired item, in the order of `encode_namespace`."""
 
     @abstractmethod
     def expired(self, now: float) -> list[Record]: ...

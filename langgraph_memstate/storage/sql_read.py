@@ -68,11 +68,11 @@ _SCORES = (
     "JOIN embeddings ON embeddings.model = :model AND embeddings.text_hash = vectors.text_hash"
 )
 _INDEXED = "items JOIN vectors ON vectors.version = items.version AND vectors.index_name = :index"
-# Hops from one namespace to the next along the primary key, past all items between.
+# Hops from one namespace to the next along the primary key, past all items between, and no further than is asked for.
 _NAMESPACES = (
     "WITH RECURSIVE found (ns) AS (SELECT min(ns) FROM items WHERE ns >= :low AND ns < :high UNION ALL "
     "SELECT (SELECT min(ns) FROM items WHERE ns > found.ns AND ns < :high) FROM found WHERE found.ns IS NOT NULL) "
-    f"SELECT ns FROM found WHERE EXISTS (SELECT 1 FROM items WHERE items.ns = found.ns AND {LIVE})"
+    f"SELECT ns FROM found WHERE (SELECT 1 FROM items WHERE items.ns = found.ns AND {LIVE} LIMIT 1) = 1 LIMIT :limit"
 )
 _ORIGIN = frozenset(field.name for field in fields(Origin))
 
@@ -198,10 +198,11 @@ class SQLReader(Reader):
         )  # fmt: skip
         return None if row is None else record_of(row)
 
-    def namespaces(self, prefix: Sequence[str], now: float) -> list[Namespace]:
-        past = f"SELECT DISTINCT items.ns FROM {self._items} WHERE {UNDER} AND {LIVE}"
-        rows = self._rows(_NAMESPACES if self._seq is None else past, now=now, **range_of(prefix))
-        return sorted(decode_namespace(ns) for (ns,) in rows)
+    def namespaces(self, prefix: Sequence[str], now: float, limit: int | None = None) -> list[Namespace]:
+        past = f"SELECT DISTINCT items.ns FROM {self._items} WHERE {UNDER} AND {LIVE} ORDER BY items.ns LIMIT :limit"
+        query = _NAMESPACES if self._seq is None else past
+        rows = self._rows(query, now=now, limit=self._at_most(limit), **range_of(prefix))
+        return [decode_namespace(ns) for (ns,) in rows]
 
     def expired(self, now: float) -> list[Record]:
         return list(map(record_of, self._rows(f"SELECT {ITEM} FROM items WHERE expires_at <= :now", now=now)))

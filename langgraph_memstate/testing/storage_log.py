@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from langgraph_memstate.errors import CommitRaced, ConstraintError, FactRaced, FilterError
-from langgraph_memstate.facts import SESSION, Origin, decode_value
+from langgraph_memstate.facts import SESSION, Origin, decode_value, encode_namespace
 from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.storage.base import Storage
 from langgraph_memstate.storage.operations import Append, CheckUnchanged, CheckUnique, Expect, Forget, Touch
@@ -103,7 +103,9 @@ class LogContract:
         ]
         append(storage, *(put(ns=ns) for ns in namespaces))
         with storage.snapshot() as reader:
-            assert reader.namespaces((), NOW) == sorted(namespaces)
+            in_order = sorted(namespaces, key=encode_namespace)
+            for limit in (None, 0, 1, len(namespaces) - 1, len(namespaces) + 1):
+                assert reader.namespaces((), NOW, limit) == in_order[:limit]
             for prefix in ((), *namespaces):
                 expected = {ns for ns in namespaces if ns[: len(prefix)] == prefix}
                 assert {record.namespace for record in reader.items(prefix, NOW)} == expected
@@ -248,6 +250,7 @@ class LogContract:
             past = reader.as_of(2)
             assert {record.key: record.value for record in past.items((), NOW)} == {"a": '{"n":1}', "b": '{"n":1}'}
             assert past.namespaces((), NOW) == [NOTES, ("other",)]
+            assert past.namespaces((), NOW, 1) == [NOTES]
             assert past.namespaces((), NOW + 600) == [("other",)]
             assert [record.key for record in past.items((), NOW, compile_filter({"n": 1}).conditions)] == ["b", "a"]  # type: ignore[union-attr]
             assert [record.key for record in past.holders(Claim(NOTES, (("n", 1),)), NOW)] == ["a"]

@@ -366,6 +366,7 @@ def tree(store: Any) -> Any:
         ({"limit": 2}, TREE[:2]),
         ({"limit": 2, "offset": 2}, TREE[2:4]),
         ({"offset": 5}, TREE[5:]),
+        ({"prefix": ("a", "b"), "limit": 2, "offset": 1}, TREE[1:3]),
         ({"limit": 0}, []),
         ({"max_depth": 2, "limit": 1, "offset": 1}, [("a", "c")]),
     ],
@@ -373,6 +374,23 @@ def tree(store: Any) -> Any:
 )
 def test_list_namespaces(tree: Any, question: dict[str, Any], answer: list[tuple[str, ...]]) -> None:
     assert tree.list_namespaces(**question) == sorted(answer)
+
+
+def test_pages_of_namespaces_make_the_whole_list(memory: MemoryStore) -> None:
+    def check() -> None:
+        whole = memory.store.list_namespaces(limit=1000)
+        pages = [memory.store.list_namespaces(limit=3, offset=offset) for offset in range(0, len(whole) + 3, 3)]
+        assert [namespace for page in pages for namespace in page] == whole
+        assert set(whole) == {item.namespace for item in memory.store.search((), limit=1000)}
+
+    memory.store.batch([PutOp(namespace, "k", {}) for namespace in TRICKY])
+    check()
+    with memory.transaction():
+        memory.store.delete(TRICKY[0], "k")
+        memory.store.put(("between",), "k", {})
+        memory.store.put(("a\nb", "c"), "k", {})
+        check()
+    check()
 
 
 def test_list_namespaces_with_conditions_of_a_batch(tree: Any) -> None:
