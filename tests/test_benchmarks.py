@@ -64,6 +64,12 @@ def test_results_come_back_as_written(tmp_path: Path) -> None:
     assert (tmp_path / "results.json").read_text() == (FOLDER / "results.json").read_text()
 
 
+def test_what_is_shown_is_what_is_written(tmp_path: Path) -> None:
+    found = Results.of({}, True, [Row("case", "what", "ours", median=0.00023449, notes={"kB": 1.23449})])
+    found.write(tmp_path / "results.json")
+    assert Results.read(tmp_path / "results.json") == found
+
+
 def test_results_name_no_path_of_the_machine() -> None:
     assert not re.search(r'"/|tmp|/home|/work', (FOLDER / "results.json").read_text())
 

@@ -115,7 +115,7 @@ def _measured(options: argparse.Namespace) -> Results:
             rows += found
     environment["seconds"] = round(time.monotonic() - started)
     print(f"\n{environment['seconds']} s. Ratio: our time ÷ the contender's, median of rounds; below 1 we are faster.")
-    return Results(environment, options.quick, rows)
+    return Results.of(environment, options.quick, rows)
 
 
 def _about(module: Any) -> str:

@@ -1,8 +1,12 @@
-"""What a run found, as JSON: its environment and its rows, times in seconds."""
+"""What a run found, as JSON: its environment and its rows, times in seconds, with four digits of a number.
+
+What is shown of a run is made of that too: rounded twice, a number may come out differently.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,10 @@ class Results:
     environment: dict[str, Any]
     quick: bool
     rows: list[Row]
+
+    @classmethod
+    def of(cls, environment: dict[str, Any], quick: bool, rows: Iterable[Row]) -> Results:
+        return cls(environment, quick, [Row(**_short(asdict(row))) for row in rows])
 
     def write(self, path: Path) -> None:
         """A line a row."""
