@@ -30,6 +30,7 @@ from langgraph_memstate.storage.sql_read import (
     WRITES_WHERE,
     SQLReader,
     SqlRow,
+    at_most,
     range_of,
     staged_of,
     with_writes,
@@ -55,7 +56,6 @@ _OF_LATEST = (
 )
 _FIRST_CHUNK, _LARGEST_CHUNK = 50, 5_000  # rows
 _MOVED_CHUNK = 500  # of any size
-_MOST_ROWS = 2**62
 
 _cursors = count(1)
 
@@ -97,9 +97,6 @@ class PostgresReader(SQLReader):
                 return
             chunk = min(chunk * 4, largest)
             rows = run(self._conn, f"FETCH {chunk} FROM {name}").fetchall()
-
-    def _at_most(self, limit: int | None) -> int | None:
-        return None if limit is None or limit < 0 else min(limit, _MOST_ROWS)
 
     def _is_one(self, column: str, name: str) -> str:
         return f"{column} = ANY(:{name}::text[])"
@@ -172,7 +169,7 @@ class PostgresReader(SQLReader):
         rows = self._rows(
             f"SELECT id, index_name, op, vector_id, version, attempts, {HELD} FROM outbox WHERE index_name = :index "
             "AND op <> 'embed' AND (:due::float8 IS NULL OR retry_at <= :due) ORDER BY id LIMIT :limit",
-            index=index, due=due, limit=self._at_most(limit), me=self._me,
+            index=index, due=due, limit=at_most(limit), me=self._me,
         )  # fmt: skip
         return [OutboxRow(*row) for row in rows]
 

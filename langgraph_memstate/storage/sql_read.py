@@ -74,6 +74,7 @@ _NAMESPACES = (
     "SELECT (SELECT min(ns) FROM items WHERE ns > found.ns AND ns < :high) FROM found WHERE found.ns IS NOT NULL) "
     f"SELECT ns FROM found WHERE (SELECT 1 FROM items WHERE items.ns = found.ns AND {LIVE} LIMIT 1) = 1 LIMIT :limit"
 )
+_MOST_ROWS = 2**62  # larger numbers do not fit a parameter
 _ORIGIN = frozenset(field.name for field in fields(Origin))
 
 SqlRow = tuple[Any, ...]
@@ -100,10 +101,6 @@ class SQLReader(Reader):
     def _stream(self, query: str, **bound: Any) -> Iterator[SqlRow]:
         """The rows of a query that may have many."""
         return self._rows(query, **bound)
-
-    @abstractmethod
-    def _at_most(self, limit: int | None) -> int | None:
-        """A limit as the database takes it; None, or less than 0, for none."""
 
     @abstractmethod
     def _is_one(self, column: str, name: str) -> str:
@@ -148,7 +145,7 @@ class SQLReader(Reader):
             f"SELECT {self.head} FROM checkpoints "
             + (f"WHERE {' AND '.join(where)} " if where else "")
             + f"ORDER BY {', '.join(f'{column} DESC' for column in _ORDER)} LIMIT :limit",
-            limit=self._at_most(limit), **bound,
+            limit=at_most(limit), **bound,
         )  # fmt: skip
         heads = list(map(self._head, rows))
         writes = [self._rows(WRITES, **head.step._asdict()) for head in heads]
@@ -201,7 +198,7 @@ class SQLReader(Reader):
     def namespaces(self, prefix: Sequence[str], now: float, limit: int | None = None) -> list[Namespace]:
         past = f"SELECT DISTINCT items.ns FROM {self._items} WHERE {UNDER} AND {LIVE} ORDER BY items.ns LIMIT :limit"
         query = _NAMESPACES if self._seq is None else past
-        rows = self._rows(query, now=now, limit=self._at_most(limit), **range_of(prefix))
+        rows = self._rows(query, now=now, limit=at_most(limit), **range_of(prefix))
         return [decode_namespace(ns) for (ns,) in rows]
 
     def expired(self, now: float) -> list[Record]:
@@ -229,7 +226,7 @@ class SQLReader(Reader):
         rows = self._stream(
             f"SELECT {LOG} FROM facts WHERE {' AND '.join(where)} ORDER BY seq {'DESC' if newest_first else 'ASC'} "
             "LIMIT :limit",
-            **equal, **range_of(prefix), after=after, until=until, limit=self._at_most(limit),
+            **equal, **range_of(prefix), after=after, until=until, limit=at_most(limit),
         )  # fmt: skip
         yield from map(log_entry_of, rows)
 
@@ -387,6 +384,11 @@ def with_writes(head: StoredHead, rows: Iterable[SqlRow]) -> StoredCheckpoint:
 
 def staged_of(rows: Iterable[SqlRow]) -> list[StagedDraft]:
     return [StagedDraft(task_id, task_path, Draft.loads(draft)) for task_id, task_path, draft in rows]
+
+
+def at_most(limit: int | None) -> int:
+    """A limit as every database takes it; None, or less than 0, for none."""
+    return _MOST_ROWS if limit is None or limit < 0 else min(limit, _MOST_ROWS)
 
 
 def range_of(prefix: Sequence[str]) -> dict[str, str]:

@@ -65,9 +65,6 @@ class SQLiteReader(SQLReader):
     def _rows(self, query: str, **bound: Any) -> Iterator[SqlRow]:
         return iter(self._conn.execute(query, {**bound, "seq": self._seq}))
 
-    def _at_most(self, limit: int | None) -> int:
-        return -1 if limit is None else limit
-
     def _is_one(self, column: str, name: str) -> str:
         return f"{column} IN (SELECT value FROM json_each(:{name}))"
 

@@ -104,7 +104,7 @@ class LogContract:
         append(storage, *(put(ns=ns) for ns in namespaces))
         with storage.snapshot() as reader:
             in_order = sorted(namespaces, key=encode_namespace)
-            for limit in (None, 0, 1, len(namespaces) - 1, len(namespaces) + 1):
+            for limit in (None, 0, 1, len(namespaces) - 1, len(namespaces) + 1, 10**30):
                 assert reader.namespaces((), NOW, limit) == in_order[:limit]
             for prefix in ((), *namespaces):
                 expected = {ns for ns in namespaces if ns[: len(prefix)] == prefix}
@@ -192,7 +192,7 @@ class LogContract:
 
             assert seqs() == [1, 2, 3]
             assert seqs(newest_first=True, limit=2) == [3, 2]
-            assert seqs(after=1, until=2) == [2]
+            assert seqs(after=1, until=2, limit=10**30) == seqs(after=1, until=2) == [2]
             assert seqs(key="a") == [1, 3]
             assert seqs(prefix=("other",)) == [3]
             assert seqs(origin={"thread_id": "t", "node": "n"}) == [1]

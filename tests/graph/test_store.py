@@ -366,6 +366,8 @@ def tree(store: Any) -> Any:
         ({"limit": 2}, TREE[:2]),
         ({"limit": 2, "offset": 2}, TREE[2:4]),
         ({"offset": 5}, TREE[5:]),
+        ({"limit": 10**30}, TREE),
+        ({"offset": 10**30}, []),
         ({"prefix": ("a", "b"), "limit": 2, "offset": 1}, TREE[1:3]),
         ({"limit": 0}, []),
         ({"max_depth": 2, "limit": 1, "offset": 1}, [("a", "c")]),
