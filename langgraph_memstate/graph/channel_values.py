@@ -16,7 +16,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from langgraph_memstate.errors import CorruptRowError
 from langgraph_memstate.graph.codec.wire import DeltaSnapshot
-from langgraph_memstate.graph.elements import is_worth_splitting
+from langgraph_memstate.graph.elements import Element, is_worth_splitting
 from langgraph_memstate.graph.lists import Lists, ListVersion
 from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.values import Blob, ListValue, StepKey, StoredCheckpoint
@@ -93,12 +93,23 @@ class ChannelValues:
         Raises:
             CorruptRowError: a value is not there, or not what was written; the message names the checkpoint.
         """
-        return [self.fetch_some(reader, serde, stored.step, stored.manifest) for stored in page]
+        seen: dict[int, Element] = {}
+        return [self._fetch(reader, serde, stored.step, stored.manifest, seen) for stored in page]
 
     def fetch_some(
         self, reader: Reader, serde: SerializerProtocol, step: StepKey, manifest: Mapping[str, str]
     ) -> Fetched:
         """The values of some channels of one checkpoint, by channel and value id."""
+        return self._fetch(reader, serde, step, manifest, {})
+
+    def _fetch(
+        self,
+        reader: Reader,
+        serde: SerializerProtocol,
+        step: StepKey,
+        manifest: Mapping[str, str],
+        seen: dict[int, Element],
+    ) -> Fetched:
         wanted = list(dict.fromkeys(manifest.values()))
         if not wanted:
             return {}
@@ -106,7 +117,7 @@ class ChannelValues:
             unseen = [value_id for value_id in wanted if self._lists.recall(step.thread_id, value_id) is None]
             values = reader.values(step.thread_id, unseen) if unseen else {}
             rest = [value_id for value_id in wanted if value_id not in values]
-            lists = self._lists.fetch(reader, serde, step.thread_id, rest)
+            lists = self._lists.fetch(reader, serde, step.thread_id, rest, seen)
         except CorruptRowError as error:
             raise CorruptRowError(f"checkpoint {step.checkpoint_id}: {error}") from error
         missing = [channel for channel, value_id in manifest.items() if value_id not in lists.keys() | values.keys()]
@@ -124,6 +135,11 @@ class ChannelValues:
     def forget(self, thread_id: str | None) -> None:
         self._lists.forget(thread_id)
         self.seeds.forget(thread_id)
+
+
+def weight_of(fetched: Fetched) -> int:
+    """Bytes that values are made of."""
+    return sum(len(each.data) if isinstance(each, Blob) else each.weight for each in fetched.values())
 
 
 def _kind(value: Any) -> str | None:

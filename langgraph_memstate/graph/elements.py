@@ -11,8 +11,9 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from langgraph_memstate.errors import CorruptRowError
 from langgraph_memstate.graph.codec import MemStateSerializer
+from langgraph_memstate.graph.outlines import is_same
 from langgraph_memstate.graph.slices import is_atom, packed_array
-from langgraph_memstate.graph.templates import ATOMS, Template, is_same, template_of
+from langgraph_memstate.graph.templates import ATOMS, Template, template_of
 from langgraph_memstate.storage.values import Blob
 
 _RUN = 256  # bytes of atoms that make one element; anything else is an element of its own

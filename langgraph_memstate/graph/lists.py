@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from langgraph_memstate.errors import CorruptRowError, SerializationError
+from langgraph_memstate.graph.allocation import gc_paused
 from langgraph_memstate.graph.elements import (
     Element,
     decoded_all,
@@ -29,12 +30,8 @@ from langgraph_memstate.graph.elements import (
     template_for,
     templates_of,
 )
-from langgraph_memstate.graph.templates import (
-    ATOMS,
-    Outline,
-    copy_into,
-    gc_paused,
-)
+from langgraph_memstate.graph.outlines import Outline
+from langgraph_memstate.graph.templates import ATOMS, copy_into
 from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.values import Blob, ListValue, StoredList
 
@@ -260,15 +257,19 @@ class Lists:
     # -- reading ------------------------------------------------------------------------------------
 
     def fetch(
-        self, reader: Reader, serde: SerializerProtocol, thread_id: str, value_ids: Sequence[str]
+        self,
+        reader: Reader,
+        serde: SerializerProtocol,
+        thread_id: str,
+        value_ids: Sequence[str],
+        seen: dict[int, Element],
     ) -> dict[str, ListVersion]:
-        """Those of a thread's values that are lists.
+        """Those of a thread's values that are lists. `seen`: elements by id that this snapshot has shown; grows.
 
         Raises:
             CorruptRowError: what is stored of one of them does not make the list that was written.
         """
         found: dict[str, ListVersion] = {}
-        seen: dict[int, Element] = {}
         for value_id in value_ids:
             version = self.recall(thread_id, value_id)
             if version is None:

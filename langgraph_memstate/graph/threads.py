@@ -24,9 +24,10 @@ from langgraph_memstate.errors import (
     RollbackError,
 )
 from langgraph_memstate.facts import check_text
-from langgraph_memstate.filters import compile_filter
+from langgraph_memstate.filters import Filter, compile_filter
 from langgraph_memstate.graph import pregel
-from langgraph_memstate.graph.channel_values import ChannelValues, Fetched, Manifest, Recent
+from langgraph_memstate.graph.allocation import made_ahead
+from langgraph_memstate.graph.channel_values import ChannelValues, Fetched, Manifest, Recent, weight_of
 from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.graph.lists import ListVersion
 from langgraph_memstate.graph.reducer import typed_names
@@ -124,7 +125,21 @@ class ThreadReader(BaseCheckpointSaver[str]):
         limit: int | None,
     ) -> Iterator[tuple[CheckpointTuple, Ledger]]:
         self._await_removals()
-        matches = compile_filter(filter)
+
+        def load(row: tuple[StoredCheckpoint, Fetched]) -> tuple[CheckpointTuple, Ledger]:
+            ledger = (self._staging.ledger(config) if config else None) or Ledger()
+            return self._load(*row, ledger), ledger
+
+        rows = self._list_stored(config, compile_filter(filter), before, limit)
+        yield from made_ahead(rows, load, lambda row: weight_of(row[1]))
+
+    def _list_stored(
+        self,
+        config: RunnableConfig | None,
+        matches: Filter | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> Iterator[tuple[StoredCheckpoint, Fetched]]:
         configurable = config["configurable"] if config else {}
         thread_id = configurable.get("thread_id")
         thread_id = None if thread_id is None else check_text("thread_id", str(thread_id))
@@ -143,9 +158,7 @@ class ThreadReader(BaseCheckpointSaver[str]):
                 )
                 wanted = [stored for stored in page if matches is None or matches(metadata_of(stored))][:left]
                 fetched = self._values.fetch(reader, self.serde, wanted)
-            for stored, values in zip(wanted, fetched, strict=True):
-                ledger = (self._staging.ledger(config) if config else None) or Ledger()
-                yield self._load(stored, values, ledger), ledger
+            yield from zip(wanted, fetched, strict=True)
             left = None if left is None else left - len(wanted)
             if len(page) < _PAGE:
                 return

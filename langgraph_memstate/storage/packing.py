@@ -11,9 +11,11 @@ it brings the codes for their letters, which a small frame could not afford to. 
 
 from __future__ import annotations
 
-import threading
 import zlib
+from collections import deque
+from collections.abc import Callable
 from importlib import resources
+from typing import Generic, TypeVar
 
 import zstandard
 
@@ -56,23 +58,40 @@ _NAMES = (
 )
 
 
-class _Contexts(threading.local):
-    """Of Zstandard: each thread has its own, as no two may use one at a time."""
-
-    def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(
-            level=_LEVEL, dict_data=_TRAINED, write_checksum=True, write_content_size=True, write_dict_id=False
-        )
-        self.decompressor = zstandard.ZstdDecompressor(dict_data=_TRAINED)
+Context = TypeVar("Context")
 
 
-_contexts = _Contexts()
+class _Idle(Generic[Context]):
+    """Contexts of Zstandard that nobody uses now: one is for one thread at a time, and runs come in new threads."""
+
+    def __init__(self, make: Callable[[], Context]) -> None:
+        self._make = make
+        self._idle: deque[Context] = deque()
+
+    def take(self) -> Context:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._make()
+
+    def give_back(self, context: Context) -> None:
+        self._idle.append(context)
+
+
+_compressors = _Idle(
+    lambda: zstandard.ZstdCompressor(
+        level=_LEVEL, dict_data=_TRAINED, write_checksum=True, write_content_size=True, write_dict_id=False
+    )
+)
+_decompressors = _Idle(lambda: zstandard.ZstdDecompressor(dict_data=_TRAINED))
 
 
 def packed(content: bytes) -> bytes:
     """How `content` is stored."""
     if len(content) >= _WORTHWHILE:
-        frame = _contexts.compressor.compress(content)
+        compressor = _compressors.take()
+        frame = compressor.compress(content)
+        _compressors.give_back(compressor)
         if len(frame) - len(_MAGIC) < len(content):
             return _ZSTD + frame[len(_MAGIC) :]
     return _PLAIN + content
@@ -91,7 +110,10 @@ def unpacked(stored: object) -> bytes:
         frame = _MAGIC + content
         try:
             if 0 <= zstandard.frame_content_size(frame) <= _LARGEST:
-                return _contexts.decompressor.decompress(frame, allow_extra_data=False)
+                decompressor = _decompressors.take()
+                content = decompressor.decompress(frame, allow_extra_data=False)
+                _decompressors.give_back(decompressor)
+                return content
         except zstandard.ZstdError as error:
             raise CorruptRowError(f"a compressed value is damaged: {error}") from error
         raise CorruptRowError("a compressed value does not say how long it is, or is too long")

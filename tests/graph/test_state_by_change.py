@@ -21,6 +21,7 @@ from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
     AnyMessage,
+    BaseMessage,
     HumanMessage,
     RemoveMessage,
     SystemMessage,
@@ -34,18 +35,15 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import _messages_delta_reducer, add_messages
 from langgraph.types import Send
+from pydantic import BaseModel
 
 from langgraph_memstate import MemoryStore, MemStateCheckpointer
 from langgraph_memstate.errors import CorruptRowError, MemStateError, SerializationError
+from langgraph_memstate.graph.allocation import gc_paused, made_ahead
 from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.graph.lists import Lists
-from langgraph_memstate.graph.templates import (
-    Outline,
-    copy_into,
-    gc_paused,
-    is_same,
-    template_of,
-)
+from langgraph_memstate.graph.outlines import Outline, is_same
+from langgraph_memstate.graph.templates import copy_into, template_of
 from langgraph_memstate.storage.packing import packed, unpacked
 from langgraph_memstate.storage.rows import load_ids
 from tests.crash.audit import audit
@@ -121,6 +119,8 @@ def twins(value: Any) -> list[Any]:
     found: list[Any] = [None, "", 0, "other", [value], {"k": value}]
     if isinstance(value, bool | int | float) and not (isinstance(value, float) and not math.isfinite(value)):
         found += [int(value), float(value), -float(value), bool(value)]
+    if type(value) is bytes:
+        found += [bytearray(value), memoryview(value)]
     if type(value) is str:
         found += [Text(value), value + "!", "".join(list(value))]
     if type(value) is dict:
@@ -151,7 +151,7 @@ def change(holder: Any, place: Any, draw: Callable[[st.SearchStrategy[Any]], Any
         names = holder.__pydantic_fields_set__
         names ^= {draw(st.sampled_from(["content", "id", "name"]))}
         return
-    how = draw(st.sampled_from(["replace", "remove", "again", "keep"]))
+    how = draw(st.sampled_from(["replace", "remove", "again", "another key", "keep"]))
     value = holder[place]
     if how == "replace":
         holder[place] = draw(st.sampled_from(twins(value)))
@@ -159,6 +159,8 @@ def change(holder: Any, place: Any, draw: Callable[[st.SearchStrategy[Any]], Any
         del holder[place]
     elif how == "again" and isinstance(holder, dict):  # the same items in another order
         holder[place] = holder.pop(place)
+    elif how == "another key" and isinstance(holder, dict):
+        holder[Text(place)] = holder.pop(place)
 
 
 def encoded(items: list[Any]) -> bytes | None:
@@ -192,6 +194,37 @@ def test_a_change_that_serialising_would_show_is_never_missed(data: st.DataObjec
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_a_change_is_not_missed_in_a_list_that_was_recognised_before(data: st.DataObject) -> None:
+    items = data.draw(st.lists(items_of_any_kind, min_size=1, max_size=4))
+    blob = serde.dumps_typed(items)
+    outline = Outline()
+    for item in serde.loads_typed(blob):
+        template = template_of([item])
+        assert template is not None
+        outline.add(template)
+    seen = serde.loads_typed(blob)
+    assert outline.begins(seen), "equal, and made of other objects"
+    items = seen if data.draw(st.booleans()) else serde.loads_typed(blob)
+    places = list(holders(items))
+    for _ in range(data.draw(st.integers(1, 3)) if places else 0):
+        holder, place = data.draw(st.sampled_from(places))
+        try:
+            change(holder, place, data.draw)
+        except (KeyError, IndexError):  # an earlier change took it away
+            continue
+    if len(items) > 1 and isinstance(items[0], BaseMessage) and isinstance(items[1], BaseMessage):
+        first, second = items[0].__dict__, items[1].__dict__
+        if first and data.draw(st.booleans()):  # the last attribute of one becomes the first of the next
+            name, value = first.popitem()
+            later = {**second}
+            second.clear()
+            second.update({name: value, **later})
+    if outline.begins(items):
+        assert encoded(items) == blob[1]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(items_of_any_kind)
 def test_what_did_not_change_is_recognised_and_copies_are_what_decoding_gives(item: Any) -> None:
     blob = serde.dumps_typed([item])
@@ -211,6 +244,49 @@ def test_what_did_not_change_is_recognised_and_copies_are_what_decoding_gives(it
         assert outline.begins([copy])
     assert not mutable_parts(copies[0]) & mutable_parts(copies[1])
     assert not mutable_parts(copies[0]) & mutable_parts(list(template))
+
+
+def set_attributes(message: BaseMessage, attributes: dict[str, Any]) -> None:
+    vars(BaseModel)["__dict__"].__set__(message, attributes)
+
+
+CHANGES: dict[str, Callable[[BaseMessage, BaseMessage], Any]] = {
+    "an attribute of a subclass": lambda one, _: one.__dict__.update(content=Text(one.content)),
+    "another number": lambda one, _: one.__dict__.update(count=True),
+    "another zero": lambda one, _: one.__dict__.update(zero=-0.0),
+    "a name of a subclass": lambda one, _: one.__dict__.update({Text("last"): one.__dict__.pop("last")}),
+    "another order": lambda one, _: one.__dict__.update(nothing=one.__dict__.pop("nothing")),
+    "other attributes": lambda one, _: set_attributes(one, OrderedDict(one.__dict__)),
+    "bytes that change": lambda _, two: two.additional_kwargs.update(raw=bytearray(b"raw")),
+    "an attribute that changes": lambda _, two: two.__dict__.update(raw=bytearray(b"raw")),
+    "inside": lambda one, _: one.additional_kwargs["deep"].append(2),
+    "an attribute of the next": lambda one, two: set_attributes(
+        two, {"last": one.__dict__.pop("last"), **two.__dict__}
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("was_seen", [True, False])
+def test_each_way_to_change_a_message_is_seen(what: str, was_seen: bool) -> None:
+    def made() -> list[BaseMessage]:
+        one = HumanMessage("hello", additional_kwargs={"deep": [1]})
+        one.__dict__.update(count=1, zero=0.0, nothing=None, last=None)
+        two = HumanMessage("hello", additional_kwargs={"raw": b"raw"})
+        two.__dict__.update(raw=b"raw")
+        return [one, two]
+
+    outline = Outline()
+    for message in made():
+        template = template_of([message])
+        assert template is not None
+        outline.add(template)
+    seen = made()
+    assert outline.begins(seen)
+    changed = seen if was_seen else made()
+    CHANGES[what](*changed)
+    assert not outline.begins(changed)
+    assert outline.begins(made()), "what is not the same leaves no trace"
 
 
 def mutable_parts(value: Any) -> set[int]:
@@ -264,6 +340,39 @@ def test_the_garbage_collector_goes_on_afterwards() -> None:
         assert not gc.isenabled(), "somebody else had switched it off"
     finally:
         gc.enable()
+
+
+def test_rows_are_made_ahead_of_who_takes_them_within_limits() -> None:
+    made: list[int] = []
+
+    def make(row: int) -> int:
+        assert not gc.isenabled()
+        made.append(row)
+        return -row
+
+    taken = made_ahead(iter(range(100)), make, lambda row: 1)
+    assert made == []
+    assert [next(taken), next(taken)] == [0, -1]
+    assert gc.isenabled()
+    assert made == [0, 1, 2, 3, 4]
+    assert list(taken) == [-row for row in range(2, 100)]
+    made.clear()
+    heavy = made_ahead(iter(range(100)), make, lambda row: 20 * 1024 * 1024)
+    for row in range(10):
+        assert next(heavy) == -row
+        assert len(made) <= row + 2
+
+
+def test_an_error_of_a_row_made_ahead_comes_in_its_turn() -> None:
+    def rows() -> Iterator[int]:
+        yield from (1, 2, 3, 0, 4)
+
+    taken = made_ahead(rows(), lambda row: 6 // row, lambda row: 1)
+    assert [next(taken), next(taken), next(taken)] == [6, 3, 2]
+    with pytest.raises(ZeroDivisionError):
+        next(taken)
+    assert list(taken) == []
+    assert gc.isenabled()
 
 
 def test_deep_values_are_copied_by_decoding_only() -> None:
