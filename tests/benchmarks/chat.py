@@ -25,6 +25,7 @@ from langgraph.graph.message import _messages_delta_reducer, add_messages
 from langgraph.graph.state import CompiledStateGraph
 
 from langgraph_memstate import MemoryStore, MemStateCheckpointer
+from tests.benchmarks.bare import TrustingSaver, bare
 from tests.benchmarks.measure import Row, Session, quartiles
 from tests.benchmarks.peers import Peer, ours, upstream
 
@@ -163,6 +164,10 @@ def _contenders(stack: ExitStack, folder: Path) -> Iterator[Chat]:
     ):
         place = folder / name.replace(", ", "-")
         yield Chat.begin(name, stack.enter_context(opener(place)), place, state)
+    place = folder / "least"
+    place.mkdir()
+    saver = stack.enter_context(bare(place / "least.db", TrustingSaver))
+    yield Chat.begin("TrustingSaver", Peer(saver, None, "WAL", ""), place, State)
 
 
 def _talk(session: Session, chats: list[Chat], turns: int, durability: str) -> None:

@@ -1,4 +1,4 @@
-"""Undo of a hundred steps with a thousand facts, beside the thousand puts that wrote them, with an embedded Chroma."""
+"""Undo of a hundred commits of ten facts each, beside a thousand puts; with an embedded Chroma, and without."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.benchmarks.measure import Row, Session, quartiles
 from tests.benchmarks.work import SENTENCE
 
 CASE = "undo"
-STEPS, FACTS = 100, 10  # of a step
+FACTS = 10  # of a step
 DIMS = 384
 
 
@@ -36,7 +36,7 @@ def run(session: Session) -> list[Row]:
         embedded: dict[str, int] = {}
         for turn in range(session.rounds(session.pick(3, 1))):
             session.tell(f"{CASE}: {turn}")
-            _round(folder / f"{vectors}-{turn}.db", vectors, samples, embedded)
+            _round(folder / f"{vectors}-{turn}.db", session.pick(100, 10), vectors, samples, embedded)
         session.tell("")
         name = "SQLite + Chroma" if vectors else "SQLite"
         for what, seconds in samples.items():
@@ -45,7 +45,8 @@ def run(session: Session) -> list[Row]:
     return rows
 
 
-def _round(path: Path, vectors: bool, samples: dict[str, list[float]], embedded: dict[str, int]) -> None:
+def _round(path: Path, steps: int, vectors: bool, samples: dict[str, list[float]], embedded: dict[str, int]) -> None:
+    facts = steps * FACTS
     model = Model()
     with MemoryStore.open(path, index={"dims": DIMS, "embed": model} if vectors else None) as memory:
 
@@ -56,12 +57,12 @@ def _round(path: Path, vectors: bool, samples: dict[str, list[float]], embedded:
             embedded[what] = model.texts - before
 
         def write(text: str) -> None:
-            for step in range(STEPS):
+            for step in range(steps):
                 numbers = range(step * FACTS, step * FACTS + FACTS)
                 memory.commit([Fact("note", {"text": f"{SENTENCE} {text} {n}"}, id=str(n)) for n in numbers])
 
         write("first")
-        timed("1,000 puts", lambda: [memory.store.put(("put",), str(n), {"text": f"{n}"}) for n in range(1_000)])
-        timed("100 commits of 10 facts", lambda: write("second"))
-        timed("undo of these 100", lambda: memory.rollback(STEPS))
+        timed(f"{facts:,} puts", lambda: [memory.store.put(("put",), str(n), {"text": f"{n}"}) for n in range(facts)])
+        timed(f"{steps} commits of {FACTS} facts", lambda: write("second"))
+        timed(f"undo of these {steps}", lambda: memory.rollback(steps))
         memory.flush()
