@@ -90,12 +90,24 @@ class ListVersion:
 
     def begins(self, items: Sequence[Any]) -> bool:
         """Whether `items` surely begin with this list, as far as its elements have templates."""
-        outline = self._take_outline() or _outlined(Outline(), self.elements)
+        outline = self._take_outline()
+        if outline is None:
+            if not self._begins(items):  # it would take far longer to lay out what is compared with
+                return False
+            outline = _outlined(Outline(), self.elements)
         if outline is None:
             return False
         begins = outline.begins(items)
         self._outline.append(outline)
         return begins
+
+    def _begins(self, items: Sequence[Any]) -> bool:
+        place = 0
+        for element in self.elements:
+            if not element.is_at(items, place):
+                return False
+            place += element.count
+        return True
 
     def hand_outline(self, heir: ListVersion) -> None:
         """Give the outline to a version that continues this one."""

@@ -27,6 +27,7 @@ from langgraph_memstate.graph.templates import (
     fields_of,
     is_copyable,
     names_of,
+    pack_changing,
     pack_exactly,
     private_of,
 )
@@ -34,9 +35,32 @@ from langgraph_memstate.graph.templates import (
 
 def is_same(items: Sequence[Any], template: Template) -> bool:
     """Whether a run of items is surely what the template stands for."""
-    outline = Outline()
-    outline.add(template)
-    return len(items) == outline.length and outline.begins(items)
+    try:
+        if isinstance(template, Message):
+            return len(items) == 1 and _is_same_message(items[0], template)
+        made: list[Any] = []
+        copy_into(made, template)
+        if list(map(type, items)) != list(map(type, made)) or pack_exactly(list(items)) != pack_exactly(made):
+            return False
+        return isinstance(template, Scalars) or not template.has_bytes or _is_exact(items[0])
+    except ormsgpack.MsgpackEncodeError:
+        return False
+
+
+def _is_same_message(item: Any, template: Message) -> bool:
+    if type(item) is not template.cls:  # first: of these classes, attributes and names run nobody's code
+        return False
+    fields, names, known = fields_of(item), names_of(item), template.fields
+    if type(fields) is not dict or type(names) is not set or names != template.names or len(fields) != len(known):
+        return False
+    if all(map(is_, fields, known)):
+        changed = {name: value for name, value in fields.items() if value is not known[name]}
+        if pack_changing(changed, extra_of(item), private_of(item)) == template.changing:
+            return not template.has_bytes or _is_exact(item)
+    made: list[Any] = []
+    copy_into(made, template)
+    parts, ours = ([fields_of(one), extra_of(one), private_of(one)] for one in (item, made[0]))
+    return pack_exactly(parts) == pack_exactly(ours) and (not template.has_bytes or _is_exact(item))
 
 
 class Outline:

@@ -68,6 +68,8 @@ class Message(NamedTuple):
     containers: tuple[tuple[str, _Make], ...]
     names: set[str]
     make_extra: _Make
+    changing: bytes
+    """what of it can change, packed as `pack_changing` does"""
     has_bytes: bool
 
 
@@ -115,7 +117,7 @@ def _message(message: Any) -> Message | None:
         return None
     if set(map(type, chain(fields, names))) != {str}:
         return None
-    own, containers, has_bytes = dict(fields), [], _has_bytes(extra)
+    own, containers, has_bytes = dict(fields), {}, _has_bytes(extra)
     for name, value in fields.items():
         kind = type(value)
         if kind is str or value is None:
@@ -123,14 +125,21 @@ def _message(message: Any) -> Message | None:
         if kind is dict or kind is list:
             if value and not is_copyable(value):
                 return None
-            containers.append((name, _maker(value)))
+            containers[name] = value
             own[name] = None
             has_bytes = has_bytes or (bool(value) and _has_bytes(value))
         elif kind in ATOMS:
             has_bytes = has_bytes or kind is bytes
         else:
             return None
-    return Message(type(message), own, tuple(containers), set(names), _maker(extra), has_bytes)
+    makers = tuple((name, _maker(value)) for name, value in containers.items())
+    changing = pack_changing(containers, extra, None)
+    return Message(type(message), own, makers, set(names), _maker(extra), changing, has_bytes)
+
+
+def pack_changing(containers: dict[str, Any], extra: Any, private: Any) -> bytes:
+    """The attributes of a message that are containers, and what else of it can change."""
+    return pack_exactly([containers, extra, private])
 
 
 def _maker(value: dict[str, Any] | list[Any] | None) -> _Make:
@@ -152,7 +161,7 @@ def copy_into(items: list[Any], template: Template) -> None:
 
 
 def _copy(message: Message) -> Any:
-    cls, own, containers, names, make_extra, _ = message
+    cls, own, containers, names, make_extra, *_ = message
     fields = own.copy()
     for name, make in containers:
         fields[name] = make()

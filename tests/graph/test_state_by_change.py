@@ -277,9 +277,8 @@ def test_each_way_to_change_a_message_is_seen(what: str, was_seen: bool) -> None
         return [one, two]
 
     outline = Outline()
-    for message in made():
-        template = template_of([message])
-        assert template is not None
+    templates = [template for message in made() if (template := template_of([message])) is not None]
+    for template in templates:
         outline.add(template)
     seen = made()
     assert outline.begins(seen)
@@ -287,6 +286,17 @@ def test_each_way_to_change_a_message_is_seen(what: str, was_seen: bool) -> None
     CHANGES[what](*changed)
     assert not outline.begins(changed)
     assert outline.begins(made()), "what is not the same leaves no trace"
+    assert [is_same([message], template) for message, template in zip(changed, templates, strict=True)] != [True, True]
+    assert [is_same([message], template) for message, template in zip(made(), templates, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize("item", [{"raw": b"raw"}, [b"raw"]], ids=repr)
+def test_bytes_that_change_are_no_bytes(item: Any) -> None:
+    template = template_of([item])
+    assert template is not None
+    assert is_same([deepcopy(item)], template)
+    changed = {"raw": bytearray(b"raw")} if isinstance(item, dict) else [bytearray(b"raw")]
+    assert not is_same([changed], template)
 
 
 def mutable_parts(value: Any) -> set[int]:
