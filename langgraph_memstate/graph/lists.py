@@ -35,6 +35,7 @@ from langgraph_memstate.graph.templates import ATOMS, copy_into
 from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.values import Blob, ListValue, StoredList
 
+_STEADY = 4  # times that a list has only grown, from which on it pays to lay out what it is compared with
 _MANY = 64  # objects, from which on it pays to pause the garbage collection
 CACHE_BYTES = 64 * 1024 * 1024  # of serialised elements, each counted with every cached version that has it
 
@@ -53,7 +54,10 @@ class ListVersion:
     What was loaded has no templates at first: a process that reads it once and never writes has no use for them.
     """
 
-    __slots__ = ("_is_used", "_outline", "chain", "depth", "elements", "hash", "kind", "length", "value_id", "weight")
+    __slots__ = (
+        "_growths", "_is_used", "_outline", "chain", "depth", "elements", "hash", "kind", "length", "value_id",
+        "weight",
+    )  # fmt: skip
 
     def __init__(
         self, kind: str, elements: tuple[Element, ...], parent: ListVersion | None = None, common: int = 0
@@ -65,9 +69,10 @@ class ListVersion:
         if parent is not None and common:
             self.depth, self.chain = parent.depth + 1, parent.ancestors(common)
         self.hash = hashed(kind.encode())
-        self.length = self.weight = known = 0
+        self.length = self.weight = self._growths = known = 0
         if parent is not None and common == len(parent.elements) and kind == parent.kind:
             self.hash, self.length, self.weight, known = parent.hash.copy(), parent.length, parent.weight, common
+            self._growths = parent._growths + 1
         for element in elements[known:]:
             self.hash.update(element.digest)
             self.length += element.count
@@ -91,14 +96,13 @@ class ListVersion:
     def begins(self, items: Sequence[Any]) -> bool:
         """Whether `items` surely begin with this list, as far as its elements have templates."""
         outline = self._take_outline()
-        if outline is None:
-            if not self._begins(items):  # it would take far longer to lay out what is compared with
-                return False
-            outline = _outlined(Outline(), self.elements)
-        if outline is None:
-            return False
-        begins = outline.begins(items)
-        self._outline.append(outline)
+        if outline is not None:
+            begins = outline.begins(items)
+            self._outline.append(outline)
+            return begins
+        begins = self._begins(items)
+        if begins and self._growths >= _STEADY and (outline := _outlined(Outline(), self.elements)) is not None:
+            self._outline.append(outline)
         return begins
 
     def _begins(self, items: Sequence[Any]) -> bool:

@@ -86,21 +86,22 @@ class Outline:
     def add(self, template: Template) -> None:
         made: list[Any] = []
         copy_into(made, template)
-        containers: list[Any] = []
         if isinstance(template, Message):
             self._messages.append(self.length)
             self._templates.append(template)
             self._names.append(_shared(frozenset(template.names)))
-            containers = self._add_fields(template, fields_of(made[0]))
+            self._add_columns(self._add_fields(template, fields_of(made[0])), made, ())
         else:
             self._plain += range(self.length, self.length + len(made))
+            self._add_columns((), (), made)
         if not isinstance(template, Scalars) and template.has_bytes:
             self._with_bytes.append(self.length)
-        columns = _columns(containers, made, ()) if isinstance(template, Message) else _columns((), (), made)
-        for ours, more in zip(self._packed, columns, strict=True):
-            ours += more
         self._classes += map(type, made)
         self.length = len(self._classes)
+
+    def _add_columns(self, containers: Sequence[Any], found: Sequence[Any], plain: Sequence[Any]) -> None:
+        for ours, more in zip(self._packed, _columns(containers, found, plain), strict=True):
+            ours += more
 
     def _add_fields(self, template: Message, fields: dict[str, Any]) -> list[Any]:
         """Add the attributes of a message; returns the containers among them."""
@@ -168,6 +169,8 @@ def _columns(containers: Sequence[Any], found: Sequence[Any], plain: Sequence[An
 
 def _packed(values: Sequence[Any]) -> bytes:
     """Values behind one another. Raises what `_columns` does."""
+    if not values:
+        return b""
     packed = pack_exactly(list(values))
     return packed[1 if len(values) < 16 else 3 if len(values) < 1 << 16 else 5 :]  # without the array's length
 
