@@ -51,7 +51,9 @@ def _is_same_message(item: Any, template: Message) -> bool:
     if type(item) is not template.cls:  # first: of these classes, attributes and names run nobody's code
         return False
     fields, names, known = fields_of(item), names_of(item), template.fields
-    if type(fields) is not dict or type(names) is not set or names != template.names or len(fields) != len(known):
+    if type(fields) is not dict or len(fields) != len(known):
+        return False
+    if type(names) is not set or names != template.names or not _are_texts((names,)):
         return False
     if all(map(is_, fields, known)):
         changed = {name: value for name, value in fields.items() if value is not known[name]}
@@ -122,7 +124,7 @@ class Outline:
         found = items if not self._plain else [items[place] for place in self._messages]
         plain = items if not self._messages else [items[place] for place in self._plain]
         names, fields = list(map(names_of, found)), list(map(fields_of, found))
-        if list(map(type, names)) != [set] * len(found) or names != self._names:
+        if list(map(type, names)) != [set] * len(found) or names != self._names or not _are_texts(names):
             return False
         if list(map(type, fields)) != [dict] * len(found) or list(map(len, fields)) != self._sizes:
             return False
@@ -149,6 +151,10 @@ class Outline:
             return False
         self._keys, self._atoms = keys, list(compress(values, self._is_atom))  # the next list has these, as a rule
         return True
+
+
+def _are_texts(names: Sequence[set[str]]) -> bool:
+    return set(map(type, chain.from_iterable(names))) <= {str}
 
 
 _shared = lru_cache(maxsize=1024)(frozenset[str])

@@ -250,12 +250,18 @@ def set_attributes(message: BaseMessage, attributes: dict[str, Any]) -> None:
     vars(BaseModel)["__dict__"].__set__(message, attributes)
 
 
+def rename(names: set[str], name: str) -> None:
+    names.remove(name)
+    names.add(Text(name))
+
+
 CHANGES: dict[str, Callable[[BaseMessage, BaseMessage], Any]] = {
     "an attribute of a subclass": lambda one, _: one.__dict__.update(content=Text(one.content)),
     "another number": lambda one, _: one.__dict__.update(count=True),
     "another zero": lambda one, _: one.__dict__.update(zero=-0.0),
     "a name of a subclass": lambda one, _: one.__dict__.update({Text("last"): one.__dict__.pop("last")}),
     "another order": lambda one, _: one.__dict__.update(nothing=one.__dict__.pop("nothing")),
+    "a field that was set, by a subclass": lambda one, _: rename(one.__pydantic_fields_set__, "content"),
     "other attributes": lambda one, _: set_attributes(one, OrderedDict(one.__dict__)),
     "bytes that change": lambda _, two: two.additional_kwargs.update(raw=bytearray(b"raw")),
     "an attribute that changes": lambda _, two: two.__dict__.update(raw=bytearray(b"raw")),
