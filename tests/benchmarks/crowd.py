@@ -89,13 +89,14 @@ def race_crowds(
     *,
     case: str = CASE,
     journal: str = "WAL",
+    callers: int = CALLERS,
 ) -> list[Row]:
     """In turns, in the opposite order every other round."""
     rounds = session.rounds(rounds)
     for turn in range(rounds):
         session.tell(f"{case}: {what} {turn}/{rounds}")
         for crowd in reversed(crowds) if turn % 2 else crowds:
-            threads = [uuid4().hex] * CALLERS if shared else [uuid4().hex for _ in range(CALLERS)]
+            threads = [uuid4().hex] * callers if shared else [uuid4().hex for _ in range(callers)]
             crowd.sample(threads, count)
     session.tell("")
     return [replace(_row(what, crowds[0], crowd), case=case, journal=journal) for crowd in crowds]

@@ -48,12 +48,14 @@ def run(session: Session) -> list[Row]:
             contenders = [Contender(getattr(peer, name), "", timed(work(peer))) for peer in peers]
             rows += race(session, CASE, what, contenders[0], contenders[1:], rounds=session.pick(25, 5), calls=calls)
         rows += _chats(session, folder, [(opener, stack.enter_context(server.database())) for opener in openers])
-        crowds = [Crowd(f"one {peer.saver_name}", in_threads(peer.saver)) for peer in peers]
-        crowds += [Crowd(f"one {peer.saver_name}, {POOL} connections", in_threads(peer.saver)) for peer in pooled]
-        rows += race_crowds(
-            session, f"{CALLERS} threads, a thread_id each", crowds, False, session.pick(7, 2), session.pick(60, 10),
-            case=CASE, journal="",
-        )  # fmt: skip
+        for callers in (1, CALLERS):
+            crowds = [Crowd(f"one {peer.saver_name}", in_threads(peer.saver)) for peer in peers]
+            crowds += [Crowd(f"one {peer.saver_name}, {POOL} connections", in_threads(peer.saver)) for peer in pooled]
+            what = f"{callers} threads, a thread_id each" if callers > 1 else "1 thread"
+            rows += race_crowds(
+                session, what, crowds, False, session.pick(7, 2), session.pick(60, 10),
+                case=CASE, journal="", callers=callers,
+            )  # fmt: skip
     return rows
 
 
