@@ -268,7 +268,7 @@ class PostgresStorage(Storage):
             if not is_decided or not self._has_landed(number):
                 raise _Lost(error) from error
             stale.clear()  # what it said was lost with it
-        return {thread_id for cursor in stale for (thread_id,) in cursor}
+        return {thread_id for cursor in stale for (thread_id,) in cursor if thread_id is not None}
 
     def _wait_turn(
         self, conn: Connection, everybody: int, threads: list[int] | None = None, number: int | None = None
@@ -358,7 +358,7 @@ class PostgresStorage(Storage):
         try:
             with connect(self._conninfo) as conn:
                 kept = conn.execute(sql.SQL("SELECT number FROM {}.vector_tables").format(schema)).fetchall()
-                for table in COUNTED:
+                for table in (*COUNTED, "threads"):
                     conn.execute(sql.SQL(command).format(schema, sql.Identifier(table)))
                 for (number,) in kept:
                     with suppress(psycopg.errors.UndefinedTable):  # another was built in its place meanwhile

@@ -46,9 +46,17 @@ from langgraph_memstate.storage.operations import (
     Touch,
     Unstage,
 )
-from langgraph_memstate.storage.packing import packed
 from langgraph_memstate.storage.postgres_checks import check_unchanged, check_unique
-from langgraph_memstate.storage.postgres_link import Connection, Cursor, run, run_rows
+from langgraph_memstate.storage.postgres_link import (
+    Connection,
+    Cursor,
+    Encoded,
+    bytea_array,
+    integer_array,
+    run,
+    run_rows,
+    text_array,
+)
 from langgraph_memstate.storage.postgres_log import (
     append,
     forget,
@@ -63,10 +71,19 @@ from langgraph_memstate.storage.postgres_log import (
     settle,
     touch,
 )
+from langgraph_memstate.storage.postgres_packing import with_type, write_of
 from langgraph_memstate.storage.postgres_rows import clear, load
-from langgraph_memstate.storage.postgres_values import copy_values, put_values, sweep
+from langgraph_memstate.storage.postgres_values import (
+    NUMBER,
+    THREAD,
+    copy_rows,
+    dump_manifest,
+    number_of,
+    put_lists,
+    sweep,
+)
 from langgraph_memstate.storage.postgres_vectors import Places, put_indexed
-from langgraph_memstate.storage.values import StepKey
+from langgraph_memstate.storage.values import StepKey, WriteRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,27 +140,22 @@ def _thread_of(op: Op | Sweep) -> str | None:
 
 # -- checkpoints ------------------------------------------------------------------------------------
 
-# The database fills in the sequence.
+# The database fills in the sequence and the number of the thread.
 _PUT_CHECKPOINT = (
-    "SELECT thread_id FROM (VALUES (%s)) AS put (thread_id) WHERE put_checkpoint("
-    "ROW(thread_id, %s, %s, %s, %s, 0, %s, %s, %s, %s, %s::text[], %s::text[])::checkpoints)"
+    "SELECT put_checkpoint(%s, ROW(0, 0, %s, %s, %s, %s, %s, %s, %s, %s)::checkpoints, %s::text[], %s::bytea[])"
 )
-_CHECKPOINT_KEY = ("thread_id", "checkpoint_ns", "checkpoint_id")
-_CHECKPOINT_REST = (
-    "parent_id", "run_id", "seq", "ts", "head_type", "head", "metadata", "channels", "value_ids",
-)  # fmt: skip
-
-
-def _replacing(key: Sequence[str], rest: Sequence[str]) -> str:
-    return f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(f'{name} = EXCLUDED.{name}' for name in rest)}"
 
 
 def _put_checkpoint(conn: Connection, op: PutCheckpoint) -> Cursor:
-    put_values(conn, op)
+    put_lists(conn, op)
+    fresh: tuple[Encoded | None, Encoded | None] = (None, None)
+    if op.values:
+        fresh = text_array(list(op.values)), bytea_array(list(map(with_type, op.values.values())))
+    thread_id, ns, id_ = op.step
     return run(
         conn, _PUT_CHECKPOINT,
-        *op.step, op.parent_id, op.run_id, op.ts, op.head.type, packed(op.head.data), op.metadata,
-        list(op.manifest), list(op.manifest.values()),
+        thread_id, ns, id_, op.parent_id, op.run_id, op.ts, op.metadata, dump_manifest(op.manifest),
+        with_type(op.head), *fresh,
     )  # fmt: skip
 
 
@@ -152,82 +164,84 @@ def _sweep(conn: Connection, op: Sweep) -> None:
 
 
 def _put_writes(conn: Connection, op: PutWrites) -> None:
-    special = {row.idx: row for row in op.rows if row.idx < 0}
-    regular = [row for row in op.rows if row.idx >= 0]
-    key = (*_CHECKPOINT_KEY, "task_id", "idx")
-    for rows, conflict in (
-        (list(special.values()), _replacing(key, ("task_path", "channel", "type", "data"))),
-        (regular, "ON CONFLICT DO NOTHING"),
-    ):
-        run_rows(
-            conn,
-            "INSERT INTO writes SELECT %(thread)s, %(ns)s, %(id)s, %(path)s, %(task)s, * FROM {rows} AS fresh "
-            + conflict,
-            "int text text bytea",
-            [(row.idx, row.channel, row.value.type, packed(row.value.data)) for row in rows],
-            **_of_task(op.step, op.task_id), path=op.task_path,
-        )  # fmt: skip
+    rows: dict[int, WriteRow] = {}
+    for row in op.rows:
+        if row.idx < 0 or row.idx not in rows:
+            rows[row.idx] = row
+    values = [write_of(row.idx, row.value) for row in rows.values()]
+    run(
+        conn,
+        "SELECT put_writes(%s, %s, %s, %s, %s, %s::integer[], %s::text[], %s::bytea[], %s::bytea[])",
+        *op.step, op.task_id, op.task_path, integer_array(list(rows)),
+        text_array([row.channel for row in rows.values()]),
+        bytea_array([digest for _, digest in values]), bytea_array([value for value, _ in values]),
+    )  # fmt: skip
+
+
+def _drop_writes(conn: Connection, op: DropWrites) -> Cursor:
+    """Says the thread if an element may be free now."""
+    return run(
+        conn,
+        f"WITH gone AS (DELETE FROM writes WHERE thread = {NUMBER} AND checkpoint_ns = %(ns)s "
+        "AND checkpoint_id = %(id)s AND task_id = %(task)s AND idx = ANY(%(idxs)s::int[]) RETURNING digest) "
+        "SELECT %(thread)s::text FROM gone WHERE digest <> '' LIMIT 1",
+        idxs=list(op.idxs), **_of_task(op.step, op.task_id),
+    )  # fmt: skip
 
 
 def _of_task(step: StepKey, task_id: str) -> dict[str, str]:
     return {"thread": step.thread_id, "ns": step.checkpoint_ns, "id": step.checkpoint_id, "task": task_id}
 
 
-def _drop_writes(conn: Connection, op: DropWrites) -> None:
-    query = f"DELETE FROM writes WHERE {THIS_STEP} AND task_id = %s AND idx = ANY(%s::int[])"
-    run(conn, query, *op.step, op.task_id, list(op.idxs))
-
-
 def _delete_thread(conn: Connection, op: DeleteThread) -> None:
-    for table in ("checkpoints", "channel_values", "lists", "elements", "writes", "staged"):
+    for table in ("checkpoints", "channel_values", "lists", "elements", "writes"):
+        run(conn, f"DELETE FROM {table} WHERE thread = {NUMBER}", thread=op.thread_id)
+    for table in ("staged", "threads"):
         run(conn, f"DELETE FROM {table} WHERE thread_id = %s", op.thread_id)
 
 
 def _delete_runs(conn: Connection, op: DeleteRuns) -> None:
     rows = run(
         conn,
-        "SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints WHERE run_id = ANY(%s::text[])",
+        f"SELECT {THREAD}, checkpoint_ns, checkpoint_id FROM checkpoints WHERE run_id = ANY(%s::text[])",
         list(op.run_ids),
     )
     _delete_checkpoints(conn, DeleteCheckpoints(tuple(StepKey(*row) for row in rows.fetchall())))
 
 
 def _delete_checkpoints(conn: Connection, op: DeleteCheckpoints) -> None:
-    key = ", ".join(_CHECKPOINT_KEY)
-    for table in ("checkpoints", "writes", "staged"):
+    numbers = {thread_id: number_of(conn, thread_id) for thread_id in {step.thread_id for step in op.steps}}
+    numbered = [(numbers[thread_id], ns, id_) for thread_id, ns, id_ in op.steps]
+    for table in ("checkpoints", "writes"):
         run_rows(
             conn,
-            f"DELETE FROM {table} WHERE ({key}) IN (SELECT * FROM {{rows}} AS gone)",
-            "text text text",
-            op.steps,
+            f"DELETE FROM {table} WHERE (thread, checkpoint_ns, checkpoint_id) IN (SELECT * FROM {{rows}} AS gone)",
+            "int text text",
+            numbered,
         )
-    for thread_id in {step.thread_id for step in op.steps}:
+    run_rows(
+        conn,
+        "DELETE FROM staged WHERE (thread_id, checkpoint_ns, checkpoint_id) IN (SELECT * FROM {rows} AS gone)",
+        "text text text",
+        op.steps,
+    )
+    for thread_id in numbers:
         sweep(conn, thread_id)
 
 
 def _copy_thread(conn: Connection, op: CopyThread) -> None:
     if op.source == op.target:
         return
-    columns: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-        "checkpoints": (("checkpoint_ns", "checkpoint_id"), _CHECKPOINT_REST),
-        "writes": (
-            ("checkpoint_ns", "checkpoint_id", "task_id", "idx"),
-            ("task_path", "channel", "type", "data"),
-        ),
-        "staged": (
-            ("checkpoint_ns", "checkpoint_id", "task_id", "ord"),
-            ("task_path", "version", "ns", "key", "draft"),
-        ),
-    }
-    for table, (key, rest) in columns.items():
-        copied = ", ".join((*key, *rest))
-        run(
-            conn,
-            f"INSERT INTO {table} (thread_id, {copied}) SELECT %s, {copied} FROM {table} WHERE thread_id = %s "
-            + _replacing(("thread_id", *key), rest),
-            op.target, op.source,
-        )  # fmt: skip
-    copy_values(conn, op.source, op.target)
+    copied = "checkpoint_ns, checkpoint_id, task_id, ord, task_path, version, ns, key, draft"
+    run(
+        conn,
+        f"INSERT INTO staged (thread_id, {copied}) SELECT %s, {copied} FROM staged WHERE thread_id = %s "
+        "ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, ord) DO UPDATE SET "
+        "task_path = EXCLUDED.task_path, version = EXCLUDED.version, ns = EXCLUDED.ns, key = EXCLUDED.key, "
+        "draft = EXCLUDED.draft",
+        op.target, op.source,
+    )  # fmt: skip
+    copy_rows(conn, op.source, op.target)
     sweep(conn, op.target)  # a checkpoint may have taken the place of another
 
 
@@ -275,7 +289,12 @@ def _expect(conn: Connection, op: Expect) -> None:
         ],
     )
     latest = [
-        run(conn, "SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = %s AND checkpoint_ns = %s", *step[:2])
+        run(
+            conn,
+            f"SELECT max(checkpoint_id) FROM checkpoints WHERE thread = {NUMBER} AND checkpoint_ns = %(ns)s",
+            thread=step.thread_id,
+            ns=step.checkpoint_ns,
+        )  # fmt: skip
         for step in op.latest
     ]
     if changed is not None and (row := changed.fetchone()) is not None:

@@ -32,26 +32,43 @@ $$;
 
 -- Checkpoints --------------------------------------------------------------------------------------
 
--- A version of a list whose base and elements are there. `tail` holds digests. Each row is looked up by its key: a plan
--- that is kept since the tables were empty is as good when they are large.
+-- The number of a thread, which it gets with its first row.
+CREATE FUNCTION number_of(name text) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    number integer := (SELECT id FROM threads WHERE thread_id = name);
+BEGIN
+    IF number IS NULL THEN
+        INSERT INTO threads (thread_id) VALUES (name) RETURNING id INTO number;
+    END IF;
+    RETURN number;
+END
+$$;
+
+-- A version of a list whose base is there, and whose elements are, or come with it. `tail` and `digests` hold digests.
+-- Each row is looked up by its key: a plan that is kept since the tables were empty is as good when they are large.
 CREATE FUNCTION put_list(
-    thread text, list text, kind text, depth integer, base_list text, keep integer, tail bytea[]
+    thread_id text, list text, kind text, depth integer, base_list text, keep integer, tail bytea[],
+    digests bytea[], packed bytea[]
 ) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
+    number integer := number_of(thread_id);
     based_on bigint;
     ids bigint[];
     id bigint;
     before bigint := 0;
     steps text[] := '{}';
 BEGIN
-    IF EXISTS (SELECT 1 FROM lists WHERE thread_id = thread AND value_id = list) THEN
+    IF EXISTS (SELECT 1 FROM lists WHERE thread = number AND value_id = list) THEN
         RETURN;
     END IF;
     IF base_list IS NOT NULL THEN
-        based_on := (SELECT lists.id FROM lists WHERE thread_id = thread AND value_id = base_list);
+        based_on := (SELECT lists.id FROM lists WHERE thread = number AND value_id = base_list);
     END IF;
+    INSERT INTO elements (thread, digest, value)
+    SELECT number, fresh.digest, fresh.value FROM unnest(digests, packed) AS fresh (digest, value)
+    WHERE (SELECT held.id FROM elements AS held WHERE held.thread = number AND held.digest = fresh.digest) IS NULL;
     ids := ARRAY(
-        SELECT (SELECT elements.id FROM elements WHERE elements.thread_id = thread AND elements.digest = wanted)
+        SELECT (SELECT elements.id FROM elements WHERE elements.thread = number AND elements.digest = wanted)
         FROM unnest(tail) AS wanted
     );
     IF array_position(ids, NULL) IS NOT NULL OR (based_on IS NULL AND base_list IS NOT NULL) THEN
@@ -61,32 +78,74 @@ BEGIN
         steps := steps || (id - before)::text;
         before := id;
     END LOOP;
-    INSERT INTO lists (thread_id, value_id, kind, depth, base, keep, elements) VALUES (
-        thread, list, kind, depth, based_on, keep,
+    INSERT INTO lists (thread, value_id, kind, depth, base, keep, elements) VALUES (
+        number, list, kind, depth, based_on, keep,
         '\x00'::bytea || convert_to('[' || array_to_string(steps, ',') || ']', 'UTF8')
     );
 END
 $$;
 
--- A checkpoint whose values are there. Says whether it took the place of one with other values, which may be free now.
-CREATE FUNCTION put_checkpoint(put checkpoints) RETURNS boolean LANGUAGE plpgsql AS $$
+-- A checkpoint whose values are there, or come with it (`fresh`: ids). Where it took the place of one with other values,
+-- which may be free now, it says so: by its thread.
+CREATE FUNCTION put_checkpoint(thread_id text, put checkpoints, fresh text[], packed bytea[])
+RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     wanted text;
-    replaced text[];
+    replaced text;
 BEGIN
-    FOREACH wanted IN ARRAY put.value_ids LOOP
-        IF NOT EXISTS (SELECT 1 FROM channel_values WHERE thread_id = put.thread_id AND value_id = wanted)
-            AND NOT EXISTS (SELECT 1 FROM lists WHERE thread_id = put.thread_id AND value_id = wanted)
+    put.thread := number_of(thread_id);
+    IF fresh IS NOT NULL THEN
+        INSERT INTO channel_values SELECT put.thread, given.* FROM unnest(fresh, packed) AS given
+        ON CONFLICT DO NOTHING;
+    END IF;
+    FOR wanted IN SELECT value FROM json_each_text(put.manifest::json) LOOP
+        IF NOT EXISTS (SELECT 1 FROM channel_values WHERE thread = put.thread AND value_id = wanted)
+            AND NOT EXISTS (SELECT 1 FROM lists WHERE thread = put.thread AND value_id = wanted)
         THEN
             PERFORM refuse_race('values of the checkpoint before this one were deleted meanwhile');
         END IF;
     END LOOP;
-    DELETE FROM checkpoints
-    WHERE thread_id = put.thread_id AND checkpoint_ns = put.checkpoint_ns AND checkpoint_id = put.checkpoint_id
-    RETURNING value_ids INTO replaced;
     put.seq := (SELECT coalesce(max(seq), 0) FROM facts);
+    INSERT INTO checkpoints SELECT put.* ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        RETURN NULL;
+    END IF;
+    DELETE FROM checkpoints
+    WHERE thread = put.thread AND checkpoint_ns = put.checkpoint_ns AND checkpoint_id = put.checkpoint_id
+    RETURNING manifest INTO replaced;
     INSERT INTO checkpoints SELECT put.*;
-    RETURN NOT replaced <@ put.value_ids;
+    IF EXISTS (
+        SELECT value FROM json_each_text(replaced::json) EXCEPT SELECT value FROM json_each_text(put.manifest::json)
+    ) THEN
+        RETURN thread_id;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- Writes of a task: the first regular one of an index stays, special ones (below 0) are replaced. Those that come with a
+-- digest are kept as elements.
+CREATE FUNCTION put_writes(
+    thread_id text, ns text, id text, task text, path text, idxs integer[], channels text[], digests bytea[],
+    packed bytea[]
+) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    number integer := number_of(thread_id);
+BEGIN
+    WITH given AS (
+        SELECT * FROM unnest(idxs, channels, digests, packed) AS one (idx, channel, digest, value)
+    ), fresh AS (
+        INSERT INTO writes (thread, idx, checkpoint_ns, checkpoint_id, task_id, task_path, channel, digest, value)
+        SELECT number, given.idx, ns, id, task, path, channel, digest, CASE WHEN digest = '' THEN value ELSE '' END
+        FROM given
+        ON CONFLICT (thread, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE
+        SET task_path = EXCLUDED.task_path, channel = EXCLUDED.channel, value = EXCLUDED.value WHERE writes.idx < 0
+        RETURNING writes.idx
+    )
+    INSERT INTO elements (thread, digest, value)
+    SELECT DISTINCT ON (digest) number, digest, value FROM given JOIN fresh USING (idx)
+    WHERE digest <> ''
+    AND (SELECT held.id FROM elements AS held WHERE held.thread = number AND held.digest = given.digest) IS NULL;
 END
 $$;
 
