@@ -18,12 +18,11 @@ from langgraph_memstate.storage.base import COUNTED
 from langgraph_memstate.storage.postgres_checks import narrowed, sought
 from langgraph_memstate.storage.postgres_claims import HELD
 from langgraph_memstate.storage.postgres_link import Connection, marked, run
-from langgraph_memstate.storage.postgres_packing import value_of
+from langgraph_memstate.storage.postgres_packing import head_of, value_of
 from langgraph_memstate.storage.postgres_vectors import VectorTables, neighbours
 from langgraph_memstate.storage.rows import ITEM, load_ids, record_of
 from langgraph_memstate.storage.sql_read import (
     IN_NAMESPACE,
-    IN_STEP,
     LIVE,
     OF_THREAD,
     STAGED,
@@ -47,14 +46,12 @@ from langgraph_memstate.storage.values import (
     StagedDraft,
     StepKey,
     StoredCheckpoint,
+    StoredHead,
     StoredList,
 )
 
 _OF_THREAD = "thread = (SELECT threads.id FROM threads WHERE threads.thread_id = :thread_id)"
-_IN_LATEST = (
-    f"{IN_NAMESPACE} AND checkpoint_id = "
-    f"(SELECT max(checkpoint_id) FROM checkpoints WHERE {_OF_THREAD} AND {IN_NAMESPACE})"
-)
+_LATEST = f"(SELECT max(checkpoint_id) FROM checkpoints WHERE {_OF_THREAD} AND {IN_NAMESPACE})"
 _FIRST_CHUNK, _LARGEST_CHUNK = 50, 5_000  # rows
 _MOVED_CHUNK = 500  # of any size
 
@@ -64,8 +61,9 @@ _cursors = count(1)
 class PostgresReader(SQLReader):
     thread = values.THREAD
     of_thread = _OF_THREAD
-    head = f"{thread}, checkpoint_ns, checkpoint_id, parent_id, seq, ts, metadata, manifest, head"
-    value = values.WRITTEN
+    head = f"{thread}, checkpoint_ns, checkpoint_id, id_text(parent_id), seq, manifest, head"
+    written = values.WRITTEN
+    writes_of_step = f"{of_thread} AND {IN_NAMESPACE} AND checkpoint_id = id_key(:checkpoint_id)"
     past = (
         "(SELECT ns, key, version, value, created_at, ts AS updated_at, seq, ts + ttl * 60 AS expires_at, ttl, type, "
         "CASE WHEN position('\\u0000' IN value) > 0 THEN NULL ELSE value::jsonb END AS doc "
@@ -108,8 +106,10 @@ class PostgresReader(SQLReader):
     def _texts(self, texts: Sequence[str]) -> list[str]:
         return list(texts)
 
-    def _manifest(self, text: str) -> Mapping[str, str]:
-        return values.read_manifest(text)
+    def _head(self, step: StepKey, parent_id: str | None, seq: int, *columns: Any) -> StoredHead:
+        manifest, head = columns
+        ts, metadata, blob = head_of(head)
+        return StoredHead(step, parent_id, seq, ts, blob, metadata, values.read_manifest(manifest))
 
     def _value(self, *columns: Any) -> Blob:
         return value_of(*columns)
@@ -117,14 +117,16 @@ class PostgresReader(SQLReader):
     # -- checkpoints --------------------------------------------------------------------------------
 
     def checkpoint(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
-        here = _IN_LATEST if checkpoint_id is None else IN_STEP
+        id_ = _LATEST if checkpoint_id is None else ":checkpoint_id"
         step = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}
-        found = self._rows(f"SELECT {self.head} FROM checkpoints WHERE {_OF_THREAD} AND {here}", **step)
-        writes = self._writes(f"{_OF_THREAD} AND {here}", **step)
-        staged = self._rows(STAGED_WHERE.format(f"{OF_THREAD} AND {here}"), **step)  # who goes on asks for it next
+        where = f"{_OF_THREAD} AND {IN_NAMESPACE} AND checkpoint_id ="
+        found = self._rows(f"SELECT {self.head} FROM checkpoints WHERE {where} {id_}", **step)
+        writes = self._writes(f"{where} id_key({id_})", **step)
+        waiting = STAGED_WHERE.format(f"{OF_THREAD} AND {IN_NAMESPACE} AND checkpoint_id = {id_}")
+        staged = self._rows(waiting, **step)  # who goes on from here asks for it next
         if (row := next(found, None)) is None:
             return None
-        head = self._head(row)
+        head = self._head_of(row)
         self._staged = (head.step, staged)
         return self._with_writes(head, writes)
 

@@ -8,49 +8,64 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from langgraph_memstate.storage import tables
 from langgraph_memstate.storage.operations import Clear, Load
 from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
-from langgraph_memstate.storage.postgres_packing import value_of, with_type, write_of
-from langgraph_memstate.storage.postgres_values import THREAD, WRITTEN, dump_manifest, read_manifest
+from langgraph_memstate.storage.postgres_packing import head_of, value_of, with_time, with_type, write_of
+from langgraph_memstate.storage.postgres_values import THREAD, VALUE, dump_manifest, read_manifest
 from langgraph_memstate.storage.rows import as_moved, as_stored, check_unfinished, column_names
 from langgraph_memstate.storage.tables import META, MOVED, TABLES, UNFINISHED, Row
-from langgraph_memstate.storage.tables import dump_manifest as moved_manifest
-from langgraph_memstate.storage.tables import load_manifest as load_moved_manifest
 from langgraph_memstate.storage.values import Blob
 
 _NUMBERED = ("lists", "elements", "vectors", "outbox")  # by the database
-_THREADED = ("checkpoints", "channel_values", "lists", "elements", "writes")
-_VALUES = {"checkpoints": "head", "channel_values": "value", "elements": "value", "writes": "value"}
+# Of the tables that know threads: columns, their types and how a moved row has them, in its order.
+_THREADED = {
+    "checkpoints": "thread:number checkpoint_ns:text checkpoint_id:text parent_id:id run_id:text seq:bigint "
+    "head:bytea manifest:text",
+    "channel_values": "thread:number value_id:id value:bytea",
+    "lists": "id:bigint thread:number value_id:id kind:text depth:int base:bigint keep:int elements:bytea",
+    "elements": "id:bigint thread:number digest:bytea value:bytea",
+    "writes": "thread:number checkpoint_ns:text checkpoint_id:id task_id:id idx:int task_path:text channel:text "
+    "digest:bytea value:bytea",
+}
+
+
+def _columns(table: str) -> list[tuple[str, str]]:
+    return [(name, type_) for name, _, type_ in (column.partition(":") for column in _THREADED[table].split())]
+
+
+# -- out --------------------------------------------------------------------------------------------
 
 
 def dump_query(table: str) -> str:
     columns, key = column_names(TABLES[table])
     if table in _THREADED:
-        sources = {"thread": f"{THREAD} AS thread_id"} | ({"value": WRITTEN} if table == "writes" else {})
-        columns = ", ".join(sources.get(column, column) for column in _columns(table))
+        shown = [_shown(name, type_) for name, type_ in _columns(table)]
+        if table == "writes":
+            shown[-2:] = [VALUE]
+        columns = ", ".join(shown)
     return f"SELECT {columns} FROM {table} ORDER BY {key}"
+
+
+def _shown(name: str, type_: str) -> str:
+    if type_ == "number":
+        return f"{THREAD} AS thread_id"
+    return f'id_text({name}) COLLATE "C" AS {name}' if type_ == "id" else name
 
 
 def dumped(table: str, row: Sequence[Any]) -> Row:
     """A row that the query gives, as it moves."""
-    if table not in _VALUES:
-        return as_moved(table, tuple(row))
-    place = _columns(table).index(_VALUES[table])
-    rest = row[place + 1 :]
     if table == "checkpoints":
-        metadata, manifest = rest
+        *rest, stored, manifest = row
+        ts, metadata, head = head_of(stored)
         channels = read_manifest(manifest)
-        rest = (metadata, moved_manifest(list(channels), list(channels.values())))
-    return (*row[:place], *value_of(row[place]), *rest)
+        return (*rest, ts, *head, metadata, tables.dump_manifest(list(channels), list(channels.values())))
+    if table in _THREADED and table != "lists":
+        return (*row[:-1], *value_of(row[-1]))
+    return as_moved(table, tuple(row))
 
 
-def _columns(table: str) -> list[str]:
-    """What the columns of a moved row are here."""
-    columns = ["thread" if column == "thread_id" else column for column in TABLES[table].columns]
-    if table in _VALUES:
-        place = next(place for place, column in enumerate(columns) if column in ("type", "head_type"))
-        columns[place : place + 2] = [_VALUES[table]]
-    return columns
+# -- in ---------------------------------------------------------------------------------------------
 
 
 def load(conn: Connection, op: Load) -> None:
@@ -65,57 +80,58 @@ def load(conn: Connection, op: Load) -> None:
         return
     _check_unfinished(conn)
     if op.table in _THREADED:
-        columns, rows = _columns(op.table), _stored(conn, op.table, op.rows)
+        _load_threaded(conn, op)
     else:
-        columns, rows = list(TABLES[op.table].columns), [as_stored(op.table, row) for row in op.rows]
-    if op.table == "writes":
-        columns.append("digest")
-        rows = _with_elements(conn, rows)
-    with conn.cursor().copy(f"COPY {op.table} ({', '.join(columns)}) FROM STDIN".encode()) as copy:
-        for row in rows:
-            copy.write_row(row)
-    if op.table in _NUMBERED and rows:
+        columns, _ = column_names(TABLES[op.table])
+        with conn.cursor().copy(f"COPY {op.table} ({columns}) FROM STDIN".encode()) as copy:
+            for row in op.rows:
+                copy.write_row(as_stored(op.table, row))
+    if op.table in _NUMBERED and op.rows:
         last = max(int(row[0] or 0) for row in op.rows)
         run(conn, "SELECT setval(pg_get_serial_sequence(%s, 'id'), %s::bigint)", op.table, last)
 
 
-def _stored(conn: Connection, table: str, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
-    """Rows of a thread as they are here; the value of a write is still a value."""
-    columns = _columns(table)
-    thread = columns.index("thread")
-    names = "SELECT name, number_of(name) FROM unnest(%s::text[]) AS name"
-    numbers: dict[Any, int] = dict(run(conn, names, list({row[thread] for row in rows})).fetchall())
-    stored = []
-    for moved in rows:
-        row: list[Any] = list(as_stored(table, moved) if table == "lists" else moved)
-        row[thread] = numbers[row[thread]]
-        if table in _VALUES:
-            place = columns.index(_VALUES[table])
-            value = Blob(*row[place : place + 2])
-            row[place : place + 2] = [value if table == "writes" else with_type(value)]
-        if table == "checkpoints":
-            row[-1] = dump_manifest(load_moved_manifest(row[-1]))
-        stored.append(tuple(row))
-    return stored
+def _load_threaded(conn: Connection, op: Load) -> None:
+    rows = [_stored(op.table, row) for row in op.rows]
+    if op.table == "writes":
+        rows = _with_elements(conn, rows)
+    columns = _columns(op.table)
+    names = ", ".join(name for name, _ in columns)
+    made = {"number": "number_of({})", "id": "id_key({})"}
+    run_rows(
+        conn,
+        f"INSERT INTO {op.table} ({names}) OVERRIDING SYSTEM VALUE SELECT "
+        + ", ".join(made.get(type_, "{}").format(name) for name, type_ in columns)
+        + f" FROM {{rows}} AS moved ({names})",
+        " ".join("text" if type_ in made else type_ for _, type_ in columns),
+        rows,
+    )
+
+
+def _stored(table: str, row: Sequence[Any]) -> tuple[Any, ...]:
+    if table == "checkpoints":
+        *rest, ts, type_, data, metadata, manifest = row
+        return (*rest, with_time(ts, metadata, Blob(type_, data)), dump_manifest(tables.load_manifest(manifest)))
+    if table == "lists":
+        return as_stored(table, tuple(row))
+    *rest, type_, data = row
+    if table == "writes":
+        stored, digest = write_of(rest[4], Blob(type_, data))
+        return (*rest, digest, stored)
+    return (*rest, with_type(Blob(type_, data)))
 
 
 def _with_elements(conn: Connection, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Writes as they are stored, and their digests. What they refer to is stored first."""
-    columns = _columns("writes")
-    thread, idx = columns.index("thread"), columns.index("idx")
-    writes, elements = [], {}
-    for *row, value in rows:
-        stored, digest = write_of(row[idx], value)
-        if digest:
-            elements[row[thread], digest] = stored
-        writes.append((*row, b"" if digest else stored, digest))
+    """Writes, whose values are stored first where they are to be elements."""
+    elements = {(thread, digest): value for thread, *_, digest, value in rows if digest}
     run_rows(
         conn,
-        "INSERT INTO elements (thread, digest, value) SELECT * FROM {rows} AS fresh ON CONFLICT DO NOTHING",
-        "int bytea bytea",
-        [(*key, stored) for key, stored in elements.items()],
+        "INSERT INTO elements (thread, digest, value) SELECT number_of(thread), digest, value "
+        "FROM {rows} AS fresh (thread, digest, value) ON CONFLICT DO NOTHING",
+        "text bytea bytea",
+        [(*key, value) for key, value in elements.items()],
     )
-    return writes
+    return [(*row[:-1], b"") if row[-2] else row for row in rows]
 
 
 def _check_unfinished(conn: Connection) -> None:

@@ -20,17 +20,18 @@ from langgraph_memstate.storage.values import AncestorWrite, Blob, StepKey, Stor
 THREAD = "(SELECT threads.thread_id FROM threads WHERE threads.id = thread)"  # of a row
 NUMBER = "(SELECT threads.id FROM threads WHERE threads.thread_id = %(thread)s)"
 # The value of a row of `writes`. Where its element is not there, what is here is empty, and no value.
-WRITTEN = (
+VALUE = (
     "CASE WHEN writes.digest = '' THEN writes.value ELSE coalesce((SELECT elements.value FROM elements "
     "WHERE elements.thread = writes.thread AND elements.digest = writes.digest), '') END"
 )
+WRITTEN = f'id_text(task_id) COLLATE "C" AS task_id, task_path, channel, idx, {VALUE}'
 # A base is older than what is based on it; a row that says otherwise is damaged, and must not make the walk endless.
 _CHAIN = (
     "WITH RECURSIVE chain (id, value_id, kind, depth, base, keep, elements) AS ("
     f"SELECT id, value_id, kind, depth, base, keep, elements FROM lists WHERE thread = {NUMBER} AND {{}} "
     "UNION ALL SELECT lists.id, lists.value_id, lists.kind, lists.depth, lists.base, lists.keep, lists.elements "
     f"FROM chain JOIN lists ON lists.id = chain.base AND lists.id < chain.id AND lists.thread = {NUMBER}) "
-    "SELECT value_id, kind, depth, base, keep, elements FROM chain ORDER BY id DESC"
+    "SELECT id_text(value_id), kind, depth, base, keep, elements FROM chain ORDER BY id DESC"
 )
 # Each channel is followed on its own; a row of the checkpoint itself starts the walk and is not part of the answer.
 _ANCESTORS = (
@@ -41,11 +42,12 @@ _ANCESTORS = (
     "UNION ALL SELECT channel, distance + 1, above.checkpoint_id, above.parent_id, "
     "above.manifest::json ->> path.channel "
     "FROM path JOIN checkpoints AS above "
-    f"ON above.thread = {NUMBER} AND above.checkpoint_ns = %(ns)s AND above.checkpoint_id = path.parent_id "
+    f"ON above.thread = {NUMBER} AND above.checkpoint_ns = %(ns)s AND above.checkpoint_id = id_text(path.parent_id) "
     "WHERE path.value_id IS NULL) "
-    f"SELECT path.channel, path.value_id, task_id, task_path, {WRITTEN}, idx FROM path "
+    'SELECT path.channel, path.value_id, id_text(writes.task_id) COLLATE "C" AS task_id, task_path, '
+    f"{VALUE}, idx FROM path "
     f"LEFT JOIN writes ON writes.thread = {NUMBER} AND writes.checkpoint_ns = %(ns)s "
-    "AND writes.checkpoint_id = path.checkpoint_id AND writes.channel = path.channel "
+    "AND writes.checkpoint_id = id_key(path.checkpoint_id) AND writes.channel = path.channel "
     "WHERE distance > 0 ORDER BY distance DESC, task_path, task_id, idx"
 )
 
@@ -83,14 +85,15 @@ def read_manifest(text: str) -> dict[str, str]:
 def read_values(conn: Connection, thread_id: str, value_ids: Sequence[str]) -> dict[str, Blob]:
     rows = run(
         conn,
-        f"SELECT value_id, value FROM channel_values WHERE thread = {NUMBER} AND value_id = ANY(%(ids)s::text[])",
+        f"SELECT id_text(value_id), value FROM channel_values WHERE thread = {NUMBER} "
+        "AND value_id = ANY(ARRAY(SELECT id_key(wanted) FROM unnest(%(ids)s::text[]) AS wanted))",
         thread=thread_id, ids=list(value_ids),
     )  # fmt: skip
     return {value_id: value_of(value) for value_id, value in rows}
 
 
 def read_list_chain(conn: Connection, thread_id: str, value_id: str) -> list[StoredList]:
-    return list_chain(_chain(conn, "value_id = %(wanted)s", thread_id, value_id))
+    return list_chain(_chain(conn, "value_id = id_key(%(wanted)s)", thread_id, value_id))
 
 
 def _chain(conn: Connection, which: str, thread_id: str, wanted: str | int) -> list[Any]:
@@ -123,7 +126,7 @@ def read_ancestor_writes(conn: Connection, step: StepKey, channels: Sequence[str
 
 # -- freeing and copying ----------------------------------------------------------------------------
 
-_USED = "SELECT used.value FROM checkpoints, json_each_text(manifest::json) AS used WHERE thread = %(number)s"
+_USED = "SELECT id_key(used.value) FROM checkpoints, json_each_text(manifest::json) AS used WHERE thread = %(number)s"
 
 
 def number_of(conn: Connection, thread_id: str) -> int | None:
@@ -191,7 +194,7 @@ def _sweep_elements(conn: Connection, number: int | None) -> None:
 _COPIED = {  # the key, after the thread, and the other columns
     "checkpoints": (
         ("checkpoint_ns", "checkpoint_id"),
-        ("seq", "parent_id", "run_id", "ts", "metadata", "manifest", "head"),
+        ("seq", "parent_id", "run_id", "manifest", "head"),
     ),
     "writes": (
         ("checkpoint_ns", "checkpoint_id", "task_id", "idx"),
@@ -244,7 +247,7 @@ def _copy_values(conn: Connection, source: int, target: int) -> None:
         source,
     )
     copies: dict[int, int] = dict(pairs.fetchall())
-    there: dict[str, int] = dict(held.fetchall())
+    there: dict[bytes, int] = dict(held.fetchall())
     lists: dict[int, int] = {}
     for id_, value_id, kind, depth, base, keep, elements in rows.fetchall():
         if value_id not in there:

@@ -71,7 +71,7 @@ from langgraph_memstate.storage.postgres_log import (
     settle,
     touch,
 )
-from langgraph_memstate.storage.postgres_packing import with_type, write_of
+from langgraph_memstate.storage.postgres_packing import with_time, with_type, write_of
 from langgraph_memstate.storage.postgres_rows import clear, load
 from langgraph_memstate.storage.postgres_values import (
     NUMBER,
@@ -142,7 +142,7 @@ def _thread_of(op: Op | Sweep) -> str | None:
 
 # The database fills in the sequence and the number of the thread.
 _PUT_CHECKPOINT = (
-    "SELECT put_checkpoint(%s, ROW(0, 0, %s, %s, %s, %s, %s, %s, %s, %s)::checkpoints, %s::text[], %s::bytea[])"
+    "SELECT put_checkpoint(%s, ROW(0, 0, %s, %s, id_key(%s), %s, %s, %s)::checkpoints, %s::text[], %s::bytea[])"
 )
 
 
@@ -154,8 +154,8 @@ def _put_checkpoint(conn: Connection, op: PutCheckpoint) -> Cursor:
     thread_id, ns, id_ = op.step
     return run(
         conn, _PUT_CHECKPOINT,
-        thread_id, ns, id_, op.parent_id, op.run_id, op.ts, op.metadata, dump_manifest(op.manifest),
-        with_type(op.head), *fresh,
+        thread_id, ns, id_, op.parent_id, op.run_id, dump_manifest(op.manifest),
+        with_time(op.ts, op.metadata, op.head), *fresh,
     )  # fmt: skip
 
 
@@ -183,8 +183,8 @@ def _drop_writes(conn: Connection, op: DropWrites) -> Cursor:
     return run(
         conn,
         f"WITH gone AS (DELETE FROM writes WHERE thread = {NUMBER} AND checkpoint_ns = %(ns)s "
-        "AND checkpoint_id = %(id)s AND task_id = %(task)s AND idx = ANY(%(idxs)s::int[]) RETURNING digest) "
-        "SELECT %(thread)s::text FROM gone WHERE digest <> '' LIMIT 1",
+        "AND checkpoint_id = id_key(%(id)s) AND task_id = id_key(%(task)s) AND idx = ANY(%(idxs)s::int[]) "
+        "RETURNING digest) SELECT %(thread)s::text FROM gone WHERE digest <> '' LIMIT 1",
         idxs=list(op.idxs), **_of_task(op.step, op.task_id),
     )  # fmt: skip
 
@@ -212,10 +212,11 @@ def _delete_runs(conn: Connection, op: DeleteRuns) -> None:
 def _delete_checkpoints(conn: Connection, op: DeleteCheckpoints) -> None:
     numbers = {thread_id: number_of(conn, thread_id) for thread_id in {step.thread_id for step in op.steps}}
     numbered = [(numbers[thread_id], ns, id_) for thread_id, ns, id_ in op.steps]
-    for table in ("checkpoints", "writes"):
+    for table, id_ in (("checkpoints", "id"), ("writes", "id_key(id)")):
         run_rows(
             conn,
-            f"DELETE FROM {table} WHERE (thread, checkpoint_ns, checkpoint_id) IN (SELECT * FROM {{rows}} AS gone)",
+            f"DELETE FROM {table} WHERE (thread, checkpoint_ns, checkpoint_id) IN "
+            f"(SELECT thread, ns, {id_} FROM {{rows}} AS gone (thread, ns, id))",
             "int text text",
             numbered,
         )
@@ -294,7 +295,7 @@ def _expect(conn: Connection, op: Expect) -> None:
             f"SELECT max(checkpoint_id) FROM checkpoints WHERE thread = {NUMBER} AND checkpoint_ns = %(ns)s",
             thread=step.thread_id,
             ns=step.checkpoint_ns,
-        )  # fmt: skip
+        )
         for step in op.latest
     ]
     if changed is not None and (row := changed.fetchone()) is not None:

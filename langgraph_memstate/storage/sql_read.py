@@ -83,11 +83,13 @@ class SQLReader(Reader):
     thread = "thread_id"
     """the thread of a checkpoint, in SQL"""
     of_thread = OF_THREAD
-    """that a checkpoint, or a write, is of the thread that is bound"""
+    """that a checkpoint is of the thread that is bound"""
     head: str
-    """the columns of a checkpoint; from the ninth on, what `_value` takes"""
-    value: str
-    """the columns of a write that `_value` takes"""
+    """the columns of a checkpoint: its key, what it is based on, its sequence, and what else `_head` takes"""
+    written: str
+    """the columns of a write: task, path, channel, index, and what `_value` takes"""
+    writes_of_step = OF_STEP
+    """that a write is one of the step that is bound"""
     past: str
     """the items as they were at `:seq`, in SQL"""
 
@@ -114,8 +116,8 @@ class SQLReader(Reader):
         """Texts as one value to bind."""
 
     @abstractmethod
-    def _manifest(self, text: str) -> Mapping[str, str]:
-        """A manifest. Raises CorruptRowError."""
+    def _head(self, step: StepKey, parent_id: str | None, seq: int, *columns: Any) -> StoredHead:
+        """A checkpoint. Raises CorruptRowError."""
 
     @abstractmethod
     def _value(self, *columns: Any) -> Blob:
@@ -154,8 +156,8 @@ class SQLReader(Reader):
             + f"ORDER BY checkpoint_id DESC, {self.thread} DESC, checkpoint_ns DESC LIMIT :limit",
             limit=at_most(limit), **bound,
         )  # fmt: skip
-        heads = list(map(self._head, rows))
-        writes = [self._writes(f"{self.of_thread} AND {IN_STEP}", **head.step._asdict()) for head in heads]
+        heads = list(map(self._head_of, rows))
+        writes = [self._writes(self.writes_of_step, **head.step._asdict()) for head in heads]
         return [self._with_writes(head, asked) for head, asked in zip(heads, writes, strict=True)]
 
     def ancestors(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> Iterator[StoredHead]:
@@ -166,7 +168,7 @@ class SQLReader(Reader):
             row = self._one(query, **step._asdict())
             if row is None:
                 return
-            yield self._head(row)
+            yield self._head_of(row)
             wanted = row[3]
 
     def heads(self, thread_id: str, checkpoint_ns: str) -> Iterator[StoredHead]:
@@ -175,7 +177,7 @@ class SQLReader(Reader):
             "ORDER BY checkpoint_id DESC",
             thread_id=thread_id, checkpoint_ns=checkpoint_ns,
         )  # fmt: skip
-        yield from map(self._head, rows)
+        yield from map(self._head_of, rows)
 
     def checkpoint_namespaces(self, thread_id: str) -> list[str]:
         query = f"SELECT DISTINCT checkpoint_ns FROM checkpoints WHERE {self.of_thread}"
@@ -186,21 +188,16 @@ class SQLReader(Reader):
         row = self._one(query, thread_id=thread_id, checkpoint_ns=checkpoint_ns)
         return None if row is None else row[0]
 
-    def _head(self, row: SqlRow) -> StoredHead:
+    def _head_of(self, row: SqlRow) -> StoredHead:
         step = StepKey(*row[:3])
-        parent_id, seq, ts, metadata, text, *head = row[3:]
         try:
-            return StoredHead(step, parent_id, seq, ts, self._value(*head), metadata, self._manifest(text))
+            return self._head(step, *row[3:])
         except CorruptRowError as error:
             raise CorruptRowError(f"checkpoint {step.checkpoint_id}: {error}") from error
 
     def _writes(self, where: str, **bound: Any) -> Iterator[SqlRow]:
         """What `_with_writes` takes."""
-        return self._rows(
-            f"SELECT task_id, task_path, channel, idx, {self.value} FROM writes WHERE {where} "
-            "ORDER BY task_path, task_id, idx",
-            **bound,
-        )
+        return self._rows(f"SELECT {self.written} FROM writes WHERE {where} ORDER BY task_path, task_id, idx", **bound)
 
     def _with_writes(self, head: StoredHead, rows: Iterable[SqlRow]) -> StoredCheckpoint:
         try:

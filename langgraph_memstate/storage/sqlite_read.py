@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from langgraph_memstate.facts import Record
@@ -36,10 +36,11 @@ from langgraph_memstate.storage.values import (
     StagedDraft,
     StepKey,
     StoredCheckpoint,
+    StoredHead,
     StoredList,
 )
 
-_HEAD = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, metadata, manifest, head_type, head"
+_HEAD = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, head_type, head, metadata, manifest"
 _STEP = f"SELECT {_HEAD} FROM checkpoints WHERE {OF_STEP}"
 _LATEST = f"SELECT {_HEAD} FROM checkpoints WHERE {OF_THREAD} AND {IN_NAMESPACE} ORDER BY checkpoint_id DESC LIMIT 1"
 _MANY = 2_000  # items of a prefix, from which on its latest are looked for before all of them are sorted
@@ -49,7 +50,7 @@ _COMPARISONS = {"=": "=", ">=": ">=", "<=": "<="}
 
 class SQLiteReader(SQLReader):
     head = _HEAD
-    value = "type, data"
+    written = "task_id, task_path, channel, idx, type, data"
     past = (
         "(SELECT ns, key, version, value, created_at, ts AS updated_at, seq, ts + ttl * 60 AS expires_at, ttl, type "
         "FROM facts WHERE seq <= :seq AND value IS NOT NULL AND NOT EXISTS (SELECT 1 FROM facts AS later "
@@ -72,8 +73,9 @@ class SQLiteReader(SQLReader):
     def _texts(self, texts: Sequence[str]) -> str:
         return json.dumps(list(texts))
 
-    def _manifest(self, text: str) -> Mapping[str, str]:
-        return load_manifest(text)
+    def _head(self, step: StepKey, parent_id: str | None, seq: int, *columns: Any) -> StoredHead:
+        ts, type_, head, metadata, manifest = columns
+        return StoredHead(step, parent_id, seq, ts, Blob(type_, unpacked(head)), metadata, load_manifest(manifest))
 
     def _value(self, *columns: Any) -> Blob:
         type_, data = columns
@@ -93,7 +95,7 @@ class SQLiteReader(SQLReader):
         )  # fmt: skip
         if row is None:
             return None
-        head = self._head(row)
+        head = self._head_of(row)
         return self._with_writes(head, self._writes(OF_STEP, **head.step._asdict()))
 
     def staged(self, step: StepKey) -> list[StagedDraft]:

@@ -15,7 +15,8 @@ CREATE TABLE writers (
 
 -- The LangGraph side -------------------------------------------------------------------------------
 
--- Rows name their thread by its number. A serialised value and its type are one column; see postgres_packing.py.
+-- Rows name their thread by its number. Ids that are only ever compared are bytes; see `id_key` in postgres_0002.sql.
+-- A serialised value and its type are one column; see postgres_packing.py.
 CREATE TABLE threads (
     id        integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     thread_id text COLLATE "C" NOT NULL UNIQUE
@@ -26,12 +27,10 @@ CREATE TABLE checkpoints (
     thread        integer NOT NULL,
     checkpoint_ns text COLLATE "C" NOT NULL,
     checkpoint_id text COLLATE "C" NOT NULL,
-    parent_id     text COLLATE "C",
+    parent_id     bytea,
     run_id        text COLLATE "C",
-    ts            text NOT NULL,      -- when it was made: ISO 8601
-    metadata      text NOT NULL,      -- JSON
-    manifest      text NOT NULL,      -- JSON: channel -> value_id
-    head          bytea NOT NULL,
+    manifest      text NOT NULL,      -- JSON: channel -> value_id, as text
+    head          bytea NOT NULL,     -- with its time and metadata
     PRIMARY KEY (thread, checkpoint_ns, checkpoint_id)
 );
 CREATE INDEX checkpoints_by_id ON checkpoints (checkpoint_id);
@@ -40,7 +39,7 @@ CREATE INDEX checkpoints_by_run ON checkpoints (run_id) WHERE run_id IS NOT NULL
 -- Equal values of a thread are stored once; value_id is a hash of type and bytes, or of a list's elements.
 CREATE TABLE channel_values (
     thread   integer NOT NULL,
-    value_id text COLLATE "C" NOT NULL,
+    value_id bytea NOT NULL,
     value    bytea NOT NULL,
     PRIMARY KEY (thread, value_id)
 );
@@ -52,7 +51,7 @@ CREATE TABLE lists (
     thread   integer NOT NULL,
     depth    integer NOT NULL,        -- how many versions led here; says which one is the base
     keep     integer NOT NULL,
-    value_id text COLLATE "C" NOT NULL,
+    value_id bytea NOT NULL,
     kind     text NOT NULL,
     elements bytea NOT NULL,          -- ids, as packed JSON of their differences
     UNIQUE (thread, value_id)
@@ -73,8 +72,8 @@ CREATE TABLE writes (
     thread        integer NOT NULL,
     idx           integer NOT NULL,
     checkpoint_ns text COLLATE "C" NOT NULL,
-    checkpoint_id text COLLATE "C" NOT NULL,
-    task_id       text COLLATE "C" NOT NULL,
+    checkpoint_id bytea NOT NULL,
+    task_id       bytea NOT NULL,
     task_path     text COLLATE "C" NOT NULL,
     channel       text COLLATE "C" NOT NULL,
     digest        bytea NOT NULL,     -- empty where the value is here

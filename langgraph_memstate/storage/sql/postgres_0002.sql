@@ -32,6 +32,26 @@ $$;
 
 -- Checkpoints --------------------------------------------------------------------------------------
 
+-- An id as bytes: a UUID, and a hash in 32 digits, take half the room. The first byte says what it is.
+CREATE FUNCTION id_key(id text) RETURNS bytea IMMUTABLE STRICT PARALLEL SAFE LANGUAGE plpgsql AS $$
+BEGIN
+    IF id ~ '^[0-9a-f]{32}$' THEN
+        RETURN '\x01'::bytea || decode(id, 'hex');
+    ELSIF id ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' THEN
+        RETURN '\x02'::bytea || uuid_send(id::uuid);
+    END IF;
+    RETURN '\x00'::bytea || convert_to(id, 'UTF8');
+END
+$$;
+
+CREATE FUNCTION id_text(key bytea) RETURNS text STABLE PARALLEL SAFE LANGUAGE sql AS $$
+    SELECT CASE get_byte(key, 0)
+        WHEN 1 THEN encode(substring(key FROM 2), 'hex')
+        WHEN 2 THEN encode(substring(key FROM 2), 'hex')::uuid::text
+        ELSE convert_from(substring(key FROM 2), 'UTF8')
+    END
+$$;
+
 -- The number of a thread, which it gets with its first row.
 CREATE FUNCTION number_of(name text) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
@@ -52,17 +72,18 @@ CREATE FUNCTION put_list(
 ) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     number integer := number_of(thread_id);
+    key bytea := id_key(list);
     based_on bigint;
     ids bigint[];
     id bigint;
     before bigint := 0;
     steps text[] := '{}';
 BEGIN
-    IF EXISTS (SELECT 1 FROM lists WHERE thread = number AND value_id = list) THEN
+    IF EXISTS (SELECT 1 FROM lists WHERE thread = number AND value_id = key) THEN
         RETURN;
     END IF;
     IF base_list IS NOT NULL THEN
-        based_on := (SELECT lists.id FROM lists WHERE thread = number AND value_id = base_list);
+        based_on := (SELECT lists.id FROM lists WHERE thread = number AND value_id = id_key(base_list));
     END IF;
     INSERT INTO elements (thread, digest, value)
     SELECT number, fresh.digest, fresh.value FROM unnest(digests, packed) AS fresh (digest, value)
@@ -79,7 +100,7 @@ BEGIN
         before := id;
     END LOOP;
     INSERT INTO lists (thread, value_id, kind, depth, base, keep, elements) VALUES (
-        number, list, kind, depth, based_on, keep,
+        number, key, kind, depth, based_on, keep,
         '\x00'::bytea || convert_to('[' || array_to_string(steps, ',') || ']', 'UTF8')
     );
 END
@@ -90,15 +111,16 @@ $$;
 CREATE FUNCTION put_checkpoint(thread_id text, put checkpoints, fresh text[], packed bytea[])
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
-    wanted text;
+    wanted bytea;
     replaced text;
 BEGIN
     put.thread := number_of(thread_id);
     IF fresh IS NOT NULL THEN
-        INSERT INTO channel_values SELECT put.thread, given.* FROM unnest(fresh, packed) AS given
+        INSERT INTO channel_values
+        SELECT put.thread, id_key(given.id), given.value FROM unnest(fresh, packed) AS given (id, value)
         ON CONFLICT DO NOTHING;
     END IF;
-    FOR wanted IN SELECT value FROM json_each_text(put.manifest::json) LOOP
+    FOR wanted IN SELECT id_key(value) FROM json_each_text(put.manifest::json) LOOP
         IF NOT EXISTS (SELECT 1 FROM channel_values WHERE thread = put.thread AND value_id = wanted)
             AND NOT EXISTS (SELECT 1 FROM lists WHERE thread = put.thread AND value_id = wanted)
         THEN
@@ -131,12 +153,14 @@ CREATE FUNCTION put_writes(
 ) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     number integer := number_of(thread_id);
+    step bytea := id_key(id);
+    task_key bytea := id_key(task);
 BEGIN
     WITH given AS (
         SELECT * FROM unnest(idxs, channels, digests, packed) AS one (idx, channel, digest, value)
     ), fresh AS (
         INSERT INTO writes (thread, idx, checkpoint_ns, checkpoint_id, task_id, task_path, channel, digest, value)
-        SELECT number, given.idx, ns, id, task, path, channel, digest, CASE WHEN digest = '' THEN value ELSE '' END
+        SELECT number, given.idx, ns, step, task_key, path, channel, digest, CASE WHEN digest = '' THEN value ELSE '' END
         FROM given
         ON CONFLICT (thread, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE
         SET task_path = EXCLUDED.task_path, channel = EXCLUDED.channel, value = EXCLUDED.value WHERE writes.idx < 0
