@@ -69,7 +69,7 @@ $$;
 CREATE FUNCTION put_list(
     thread_id text, list text, kind text, depth integer, base_list text, keep integer, tail bytea[],
     digests bytea[], packed bytea[]
-) RETURNS void LANGUAGE plpgsql AS $$
+) RETURNS void LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
     number integer := number_of(thread_id);
     key bytea := id_key(list);
@@ -109,7 +109,7 @@ $$;
 -- A checkpoint whose values are there, or come with it (`fresh`: ids). Where it took the place of one with other values,
 -- which may be free now, it says so: by its thread.
 CREATE FUNCTION put_checkpoint(thread_id text, put checkpoints, fresh text[], packed bytea[])
-RETURNS text LANGUAGE plpgsql AS $$
+RETURNS text LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
     wanted bytea;
     replaced text;
@@ -150,7 +150,7 @@ $$;
 CREATE FUNCTION put_writes(
     thread_id text, ns text, id text, task text, path text, idxs integer[], channels text[], digests bytea[],
     packed bytea[]
-) RETURNS void LANGUAGE plpgsql AS $$
+) RETURNS void LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
     number integer := number_of(thread_id);
     step bytea := id_key(id);
