@@ -37,14 +37,17 @@ from langgraph_memstate.errors import (
 )
 from langgraph_memstate.storage.base import COUNTED, IndexTable, Reader, Storage
 from langgraph_memstate.storage.operations import Commit, Load
+from langgraph_memstate.storage.postgres_calls import Call, only_calls
 from langgraph_memstate.storage.postgres_claims import claim, release
 from langgraph_memstate.storage.postgres_link import (
     Connection,
     Cursor,
     Pool,
+    bigint_array,
     connect,
     interruption,
     is_lost,
+    is_open,
     run,
     storage_error,
 )
@@ -107,8 +110,9 @@ class PostgresStorage(Storage):
         # A writer that waits too long gives up; one whose machine is gone must not keep the others waiting.
         self._path, self._patience = name.decode(), str(int(max(timeout, 0.001) * 1_000))
         self._durability: str | None = None
+        self._functions = self._path.replace("%", "%%")  # where they are, in a statement that has parameters
         turn = "take_turn(%s, %s, %s::text, %s::bigint, %s::bigint[], %s, %s::bigint)"
-        self._take_turn = f"SELECT {self._path.replace('%', '%%')}.{turn}"
+        self._take_turn = f"SELECT {self._functions}.{turn}"
 
     # -- opening ------------------------------------------------------------------------------------
 
@@ -228,6 +232,7 @@ class PostgresStorage(Storage):
         """Land commits in one transaction, and return the threads that have to be swept.
 
         All is sent at once, the COMMIT too: unless an operation has to know an answer, one round trip is all it takes.
+        A commit that only saves the state of a thread is one statement, and needs none.
 
         Raises:
             MemStateError: a commit may not land as it is; none of them did.
@@ -239,10 +244,18 @@ class PostgresStorage(Storage):
             conn = self._open_writer()
         except psycopg.OperationalError as error:
             raise _Lost(error) from error
+        calls = only_calls(commits[0]) if len(commits) == 1 else None
+        if calls and not is_open(conn):  # else it would have to find out whether the statement arrived
+            self._drop_writer()
+            raise _Lost(psycopg.OperationalError("the server has closed the connection"))
         stale: list[Cursor] = []
         self._committed = number = self._committed + 1  # never used twice, whatever becomes of this commit
         is_decided = False
         try:
+            if calls:
+                is_decided = True
+                stale.append(self._run_calls(conn, calls, *locks(self._schema, commits), number))
+                return _threads_in(stale)
             copies = any(isinstance(op, Load) for commit in commits for op in commit)
             with nullcontext() if copies else conn.pipeline():
                 conn.execute(b"BEGIN")
@@ -250,8 +263,7 @@ class PostgresStorage(Storage):
                 places = Places(conn)
                 for commit in commits:
                     for op in commit:
-                        if (found := run_op(conn, op, places)) is not None:
-                            stale.append(found)
+                        stale += run_op(conn, op, places)
                 is_decided = True
                 conn.execute(b"COMMIT")
         except BaseException as error:
@@ -268,13 +280,25 @@ class PostgresStorage(Storage):
             if not is_decided or not self._has_landed(number):
                 raise _Lost(error) from error
             stale.clear()  # what it said was lost with it
-        return {thread_id for cursor in stale for (thread_id,) in cursor if thread_id is not None}
+        return _threads_in(stale)
+
+    def _run_calls(
+        self, conn: Connection, calls: Sequence[Call], everybody: int, threads: list[int] | None, number: int
+    ) -> Cursor:
+        """Make calls in their order: each needs the search path that the first sets."""
+        functions = "".join(f", {self._functions}.{function}" for function, _ in calls)
+        parameters = (parameter for _, bound in calls for parameter in bound)
+        return run(conn, self._take_turn + functions, *self._turn(everybody, threads, number), *parameters)
 
     def _wait_turn(
         self, conn: Connection, everybody: int, threads: list[int] | None = None, number: int | None = None
     ) -> None:
+        run(conn, self._take_turn, *self._turn(everybody, threads, number))
+
+    def _turn(self, everybody: int, threads: list[int] | None, number: int | None) -> tuple[object, ...]:
+        keys = None if threads is None else bigint_array(threads)
         writer = None if number is None else self._id
-        run(conn, self._take_turn, self._path, self._patience, self._durability, everybody, threads, writer, number)
+        return self._path, self._patience, self._durability, everybody, keys, writer, number
 
     def _sweep(self, thread_id: str) -> None:
         try:
@@ -432,6 +456,11 @@ class PostgresStorage(Storage):
             return  # in a fork: the connections are the parent's
         pool.close()
         self._drop_writer()
+
+
+def _threads_in(answers: Sequence[Cursor]) -> set[str]:
+    """The threads to be swept, as the calls of a commit say."""
+    return {thread_id for answer in answers for row in answer for thread_id in row if thread_id is not None}
 
 
 def _outcome(error: Exception) -> MemStateError:

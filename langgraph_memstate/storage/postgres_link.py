@@ -78,7 +78,7 @@ def is_lost(conn: Connection) -> bool:
     return conn.closed or conn.info.status is not psycopg.pq.ConnStatus.OK
 
 
-def _is_open(conn: Connection) -> bool:
+def is_open(conn: Connection) -> bool:
     """Whether an idle connection still is, as far as one can know without asking the server."""
     try:
         for _ in range(2):  # a server that ends a connection says why, and then closes it
@@ -306,7 +306,7 @@ class Pool:
         while True:
             with self._lock:
                 conn = self._idle.pop() if self._idle else None
-            if conn is None or _is_open(conn):
+            if conn is None or is_open(conn):
                 return conn
             conn.close()
 

@@ -18,7 +18,7 @@ from langgraph_memstate.storage.base import COUNTED
 from langgraph_memstate.storage.postgres_checks import narrowed, sought
 from langgraph_memstate.storage.postgres_claims import HELD
 from langgraph_memstate.storage.postgres_link import Connection, marked, run
-from langgraph_memstate.storage.postgres_packing import head_of, value_of
+from langgraph_memstate.storage.postgres_packing import head_of, read_manifest, value_of
 from langgraph_memstate.storage.postgres_vectors import VectorTables, neighbours
 from langgraph_memstate.storage.rows import ITEM, load_ids, record_of
 from langgraph_memstate.storage.sql_read import (
@@ -109,7 +109,7 @@ class PostgresReader(SQLReader):
     def _head(self, step: StepKey, parent_id: str | None, seq: int, *columns: Any) -> StoredHead:
         manifest, head = columns
         ts, metadata, blob = head_of(head)
-        return StoredHead(step, parent_id, seq, ts, blob, metadata, values.read_manifest(manifest))
+        return StoredHead(step, parent_id, seq, ts, blob, metadata, read_manifest(manifest))
 
     def _value(self, *columns: Any) -> Blob:
         return value_of(*columns)

@@ -11,8 +11,16 @@ from typing import Any
 from langgraph_memstate.storage import tables
 from langgraph_memstate.storage.operations import Clear, Load
 from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
-from langgraph_memstate.storage.postgres_packing import head_of, value_of, with_time, with_type, write_of
-from langgraph_memstate.storage.postgres_values import THREAD, VALUE, dump_manifest, read_manifest
+from langgraph_memstate.storage.postgres_packing import (
+    dump_manifest,
+    head_of,
+    read_manifest,
+    value_of,
+    with_time,
+    with_type,
+    write_of,
+)
+from langgraph_memstate.storage.postgres_values import THREAD, VALUE
 from langgraph_memstate.storage.rows import as_moved, as_stored, check_unfinished, column_names
 from langgraph_memstate.storage.tables import META, MOVED, TABLES, UNFINISHED, Row
 from langgraph_memstate.storage.values import Blob

@@ -6,14 +6,12 @@ finds out itself (see postgres_0002.sql), so that a checkpoint waits for no answ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from langgraph_memstate.errors import CorruptRowError
-from langgraph_memstate.storage import tables
-from langgraph_memstate.storage.operations import PutCheckpoint
-from langgraph_memstate.storage.postgres_link import Connection, bytea_array, escaped, run, unescaped
-from langgraph_memstate.storage.postgres_packing import value_of, with_type
+from langgraph_memstate.storage.postgres_link import Connection, run
+from langgraph_memstate.storage.postgres_packing import value_of
 from langgraph_memstate.storage.rows import dump_ids, flattened, list_chain, load_ids
 from langgraph_memstate.storage.values import AncestorWrite, Blob, StepKey, StoredList, StoredWrite
 
@@ -50,33 +48,6 @@ _ANCESTORS = (
     "AND writes.checkpoint_id = id_key(path.checkpoint_id) AND writes.channel = path.channel "
     "WHERE distance > 0 ORDER BY distance DESC, task_path, task_id, idx"
 )
-
-
-# -- writing ----------------------------------------------------------------------------------------
-
-
-def put_lists(conn: Connection, op: PutCheckpoint) -> None:
-    """Store the lists of a checkpoint, and those of their elements that it brings."""
-    for value_id, version in op.lists.items():
-        fresh = {digest: with_type(op.elements[digest]) for digest in version.tail if digest in op.elements}
-        run(
-            conn,
-            "SELECT put_list(%s, %s, %s, %s::integer, %s, %s::integer, %s::bytea[], %s::bytea[], %s::bytea[])",
-            op.step.thread_id, value_id, version.kind, version.depth, version.base, version.keep,
-            bytea_array(version.tail), bytea_array(list(fresh)), bytea_array(list(fresh.values())),
-        )  # fmt: skip
-
-
-def dump_manifest(manifest: Mapping[str, str]) -> str:
-    """JSON, in which the texts are escaped like any other of the database: it looks into it."""
-    return tables.dump_manifest(list(map(escaped, manifest)), list(map(escaped, manifest.values())))
-
-
-def read_manifest(text: str) -> dict[str, str]:
-    manifest = tables.load_manifest(text)
-    if "\\u0001" in text:
-        manifest = {unescaped(channel): unescaped(value_id) for channel, value_id in manifest.items()}
-    return manifest
 
 
 # -- reading ----------------------------------------------------------------------------------------

@@ -46,16 +46,13 @@ from langgraph_memstate.storage.operations import (
     Touch,
     Unstage,
 )
+from langgraph_memstate.storage.postgres_calls import calls_of
 from langgraph_memstate.storage.postgres_checks import check_unchanged, check_unique
 from langgraph_memstate.storage.postgres_link import (
     Connection,
     Cursor,
-    Encoded,
-    bytea_array,
-    integer_array,
     run,
     run_rows,
-    text_array,
 )
 from langgraph_memstate.storage.postgres_log import (
     append,
@@ -71,19 +68,16 @@ from langgraph_memstate.storage.postgres_log import (
     settle,
     touch,
 )
-from langgraph_memstate.storage.postgres_packing import with_time, with_type, write_of
 from langgraph_memstate.storage.postgres_rows import clear, load
 from langgraph_memstate.storage.postgres_values import (
     NUMBER,
     THREAD,
     copy_rows,
-    dump_manifest,
     number_of,
-    put_lists,
     sweep,
 )
 from langgraph_memstate.storage.postgres_vectors import Places, put_indexed
-from langgraph_memstate.storage.values import StepKey, WriteRow
+from langgraph_memstate.storage.values import StepKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +87,21 @@ class Sweep:
     thread_id: str
 
 
-Run = Callable[[Connection, Any], Cursor | None]
+Run = Callable[[Connection, Any], None]
 RunWithPlaces = Callable[[Connection, Any, Places], None]
 
 THIS_STEP = "thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s"
 
 
-def run_op(conn: Connection, op: Op | Sweep, places: Places) -> Cursor | None:
+def run_op(conn: Connection, op: Op | Sweep, places: Places) -> list[Cursor]:
     """Run one operation inside the caller's transaction. Returns, as rows to come, the threads to be swept after it."""
+    if (calls := calls_of(op)) is not None:
+        return [run(conn, f"SELECT {function}", *parameters) for function, parameters in calls]
     if (run_it := _RUN.get(type(op))) is not None:
-        return run_it(conn, op)
-    _RUN_WITH_PLACES[type(op)](conn, op, places)
-    return None
+        run_it(conn, op)
+    else:
+        _RUN_WITH_PLACES[type(op)](conn, op, places)
+    return []
 
 
 # -- locks ------------------------------------------------------------------------------------------
@@ -140,57 +137,9 @@ def _thread_of(op: Op | Sweep) -> str | None:
 
 # -- checkpoints ------------------------------------------------------------------------------------
 
-# The database fills in the sequence and the number of the thread.
-_PUT_CHECKPOINT = (
-    "SELECT put_checkpoint(%s, ROW(0, 0, %s, %s, id_key(%s), %s, %s, %s)::checkpoints, %s::text[], %s::bytea[])"
-)
-
-
-def _put_checkpoint(conn: Connection, op: PutCheckpoint) -> Cursor:
-    put_lists(conn, op)
-    fresh: tuple[Encoded | None, Encoded | None] = (None, None)
-    if op.values:
-        fresh = text_array(list(op.values)), bytea_array(list(map(with_type, op.values.values())))
-    thread_id, ns, id_ = op.step
-    return run(
-        conn, _PUT_CHECKPOINT,
-        thread_id, ns, id_, op.parent_id, op.run_id, dump_manifest(op.manifest),
-        with_time(op.ts, op.metadata, op.head), *fresh,
-    )  # fmt: skip
-
 
 def _sweep(conn: Connection, op: Sweep) -> None:
     sweep(conn, op.thread_id)
-
-
-def _put_writes(conn: Connection, op: PutWrites) -> None:
-    rows: dict[int, WriteRow] = {}
-    for row in op.rows:
-        if row.idx < 0 or row.idx not in rows:
-            rows[row.idx] = row
-    values = [write_of(row.idx, row.value) for row in rows.values()]
-    run(
-        conn,
-        "SELECT put_writes(%s, %s, %s, %s, %s, %s::integer[], %s::text[], %s::bytea[], %s::bytea[])",
-        *op.step, op.task_id, op.task_path, integer_array(list(rows)),
-        text_array([row.channel for row in rows.values()]),
-        bytea_array([digest for _, digest in values]), bytea_array([value for value, _ in values]),
-    )  # fmt: skip
-
-
-def _drop_writes(conn: Connection, op: DropWrites) -> Cursor:
-    """Says the thread if an element may be free now."""
-    return run(
-        conn,
-        f"WITH gone AS (DELETE FROM writes WHERE thread = {NUMBER} AND checkpoint_ns = %(ns)s "
-        "AND checkpoint_id = id_key(%(id)s) AND task_id = id_key(%(task)s) AND idx = ANY(%(idxs)s::int[]) "
-        "RETURNING digest) SELECT %(thread)s::text FROM gone WHERE digest <> '' LIMIT 1",
-        idxs=list(op.idxs), **_of_task(op.step, op.task_id),
-    )  # fmt: skip
-
-
-def _of_task(step: StepKey, task_id: str) -> dict[str, str]:
-    return {"thread": step.thread_id, "ns": step.checkpoint_ns, "id": step.checkpoint_id, "task": task_id}
 
 
 def _delete_thread(conn: Connection, op: DeleteThread) -> None:
@@ -246,38 +195,6 @@ def _copy_thread(conn: Connection, op: CopyThread) -> None:
     sweep(conn, op.target)  # a checkpoint may have taken the place of another
 
 
-# -- staged work ------------------------------------------------------------------------------------
-
-
-def _stage(conn: Connection, op: Stage) -> None:
-    """Like the task's writes: the first account of a finished task stays."""
-    run_rows(
-        conn,
-        "INSERT INTO staged SELECT %(thread)s, %(ns)s, %(id)s, %(task)s, ord, %(path)s, version, ns, key, draft "
-        "FROM {rows} AS fresh (ord, version, ns, key, draft) "
-        "WHERE NOT EXISTS (SELECT 1 FROM facts WHERE facts.version = fresh.version) AND NOT EXISTS (SELECT 1 "
-        "FROM staged AS known WHERE known.thread_id = %(thread)s AND known.checkpoint_ns = %(ns)s "
-        "AND known.checkpoint_id = %(id)s AND known.task_id = %(task)s)",
-        "int text text text text",
-        [
-            (ord_, draft.version, encode_namespace(draft.namespace), draft.key, draft.dumps())
-            for ord_, draft in enumerate(op.drafts)
-        ],
-        **_of_task(op.step, op.task_id), path=op.task_path,
-    )  # fmt: skip
-
-
-def _unstage(conn: Connection, op: Unstage) -> None:
-    if op.task_id is None:
-        run(conn, f"DELETE FROM staged WHERE {THIS_STEP}", *op.step)
-    else:
-        run(conn, f"DELETE FROM staged WHERE {THIS_STEP} AND task_id = %s", *op.step, op.task_id)
-
-
-def _drain(conn: Connection, op: Drain) -> None:
-    run(conn, "SELECT drain(%s, %s, %s, %s::text[])", *op.step, list(op.expected))
-
-
 def _expect(conn: Connection, op: Expect) -> None:
     changed = run_rows(
         conn,
@@ -308,13 +225,7 @@ def _expect(conn: Connection, op: Expect) -> None:
 
 _RUN: dict[type, Run] = {
     Expect: _expect,
-    PutCheckpoint: _put_checkpoint,
     Sweep: _sweep,
-    PutWrites: _put_writes,
-    DropWrites: _drop_writes,
-    Stage: _stage,
-    Unstage: _unstage,
-    Drain: _drain,
     CheckUnchanged: check_unchanged,
     CheckUnique: check_unique,
     Append: append,

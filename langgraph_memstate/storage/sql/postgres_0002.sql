@@ -1,4 +1,5 @@
--- What a commit does in the database itself, so that it need not wait for an answer to know what to send next.
+-- What a commit does in the database itself, so that it need not wait for an answer to know what to send next. Functions
+-- that change the state of a thread say so by its id if it has to be swept afterwards, as something may be free.
 -- An error of class MS is one of the package's own; see postgres_link.py.
 
 -- The turn of a commit: where the tables are, how long (milliseconds) it waits for others and others for it, its locks,
@@ -7,7 +8,7 @@
 -- and `writer` where nobody will ask what has landed.
 CREATE FUNCTION take_turn(
     path text, patience text, durability text, everybody bigint, threads bigint[], writer text, number bigint
-) RETURNS void LANGUAGE plpgsql AS $$
+) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('search_path', path, true), set_config('lock_timeout', patience, true),
         set_config('idle_in_transaction_session_timeout', patience, true);
@@ -21,6 +22,7 @@ BEGIN
         PERFORM pg_advisory_xact_lock(thread) FROM unnest(threads) AS thread;
     END IF;
     UPDATE writers SET committed = number, seen_at = now() WHERE id = writer;
+    RETURN NULL;
 END
 $$;
 
@@ -69,7 +71,7 @@ $$;
 CREATE FUNCTION put_list(
     thread_id text, list text, kind text, depth integer, base_list text, keep integer, tail bytea[],
     digests bytea[], packed bytea[]
-) RETURNS void LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
+) RETURNS text LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
     number integer := number_of(thread_id);
     key bytea := id_key(list);
@@ -80,7 +82,7 @@ DECLARE
     steps text[] := '{}';
 BEGIN
     IF EXISTS (SELECT 1 FROM lists WHERE thread = number AND value_id = key) THEN
-        RETURN;
+        RETURN NULL;
     END IF;
     IF base_list IS NOT NULL THEN
         based_on := (SELECT lists.id FROM lists WHERE thread = number AND value_id = id_key(base_list));
@@ -103,41 +105,46 @@ BEGIN
         number, key, kind, depth, based_on, keep,
         '\x00'::bytea || convert_to('[' || array_to_string(steps, ',') || ']', 'UTF8')
     );
+    RETURN NULL;
 END
 $$;
 
--- A checkpoint whose values are there, or come with it (`fresh`: ids). Where it took the place of one with other values,
--- which may be free now, it says so: by its thread.
-CREATE FUNCTION put_checkpoint(thread_id text, put checkpoints, fresh text[], packed bytea[])
-RETURNS text LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
+-- A checkpoint whose values are there, or come with it (`fresh`: ids). Where it takes the place of one with other values,
+-- these may be free.
+CREATE FUNCTION put_checkpoint(
+    thread_id text, ns text, id text, parent text, run text, new_manifest text, packed_head bytea, fresh text[],
+    packed bytea[]
+) RETURNS text LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
+    number integer := number_of(thread_id);
     wanted bytea;
     replaced text;
+    put checkpoints;
 BEGIN
-    put.thread := number_of(thread_id);
     IF fresh IS NOT NULL THEN
         INSERT INTO channel_values
-        SELECT put.thread, id_key(given.id), given.value FROM unnest(fresh, packed) AS given (id, value)
+        SELECT number, id_key(given.id), given.value FROM unnest(fresh, packed) AS given (id, value)
         ON CONFLICT DO NOTHING;
     END IF;
-    FOR wanted IN SELECT id_key(value) FROM json_each_text(put.manifest::json) LOOP
-        IF NOT EXISTS (SELECT 1 FROM channel_values WHERE thread = put.thread AND value_id = wanted)
-            AND NOT EXISTS (SELECT 1 FROM lists WHERE thread = put.thread AND value_id = wanted)
+    FOR wanted IN SELECT id_key(value) FROM json_each_text(new_manifest::json) LOOP
+        IF NOT EXISTS (SELECT 1 FROM channel_values WHERE thread = number AND value_id = wanted)
+            AND NOT EXISTS (SELECT 1 FROM lists WHERE thread = number AND value_id = wanted)
         THEN
             PERFORM refuse_race('values of the checkpoint before this one were deleted meanwhile');
         END IF;
     END LOOP;
-    put.seq := (SELECT coalesce(max(seq), 0) FROM facts);
+    put := ROW(
+        (SELECT coalesce(max(seq), 0) FROM facts), number, ns, id, id_key(parent), run, new_manifest, packed_head
+    );
     INSERT INTO checkpoints SELECT put.* ON CONFLICT DO NOTHING;
     IF FOUND THEN
         RETURN NULL;
     END IF;
-    DELETE FROM checkpoints
-    WHERE thread = put.thread AND checkpoint_ns = put.checkpoint_ns AND checkpoint_id = put.checkpoint_id
+    DELETE FROM checkpoints WHERE thread = number AND checkpoint_ns = ns AND checkpoint_id = id
     RETURNING manifest INTO replaced;
     INSERT INTO checkpoints SELECT put.*;
     IF EXISTS (
-        SELECT value FROM json_each_text(replaced::json) EXCEPT SELECT value FROM json_each_text(put.manifest::json)
+        SELECT value FROM json_each_text(replaced::json) EXCEPT SELECT value FROM json_each_text(new_manifest::json)
     ) THEN
         RETURN thread_id;
     END IF;
@@ -150,7 +157,7 @@ $$;
 CREATE FUNCTION put_writes(
     thread_id text, ns text, id text, task text, path text, idxs integer[], channels text[], digests bytea[],
     packed bytea[]
-) RETURNS void LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
+) RETURNS text LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
     number integer := number_of(thread_id);
     step bytea := id_key(id);
@@ -170,13 +177,61 @@ BEGIN
     SELECT DISTINCT ON (digest) number, digest, value FROM given JOIN fresh USING (idx)
     WHERE digest <> ''
     AND (SELECT held.id FROM elements AS held WHERE held.thread = number AND held.digest = given.digest) IS NULL;
+    RETURN NULL;
+END
+$$;
+
+-- Forget writes of a task. Where they referred to elements, these may be free.
+CREATE FUNCTION drop_writes(thread_id text, ns text, id text, task text, idxs integer[])
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    number integer := number_of(thread_id);
+    shared bigint;
+BEGIN
+    WITH gone AS (
+        DELETE FROM writes
+        WHERE thread = number AND checkpoint_ns = ns AND checkpoint_id = id_key(id) AND task_id = id_key(task)
+        AND idx = ANY(idxs)
+        RETURNING digest
+    )
+    SELECT count(*) INTO shared FROM gone WHERE digest <> '';
+    RETURN CASE WHEN shared > 0 THEN thread_id END;
 END
 $$;
 
 -- Staged work --------------------------------------------------------------------------------------
 
+-- Keep the memory writes of a task, but for those that are in the log; the first account of a finished task stays.
+CREATE FUNCTION stage(
+    thread text, ns text, id text, task text, path text, versions text[], namespaces text[], keys text[], drafts text[]
+) RETURNS text LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT 1 FROM staged
+        WHERE thread_id = thread AND checkpoint_ns = stage.ns AND checkpoint_id = stage.id AND task_id = task
+    ) THEN
+        INSERT INTO staged (
+            thread_id, checkpoint_ns, checkpoint_id, task_id, ord, task_path, version, ns, key, draft
+        )
+        SELECT thread, stage.ns, stage.id, task, given.ord - 1, path, given.version, given.ns, given.key, given.draft
+        FROM unnest(versions, namespaces, keys, drafts) WITH ORDINALITY AS given (version, ns, key, draft, ord)
+        WHERE (SELECT 1 FROM facts WHERE facts.version = given.version) IS NULL;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- Forget what was staged for a step, or for one task of it.
+CREATE FUNCTION unstage(thread text, ns text, id text, task text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM staged WHERE thread_id = thread AND checkpoint_ns = unstage.ns AND checkpoint_id = unstage.id
+    AND (task IS NULL OR task_id = task);
+    RETURN NULL;
+END
+$$;
+
 -- Remove what was staged for a step. What of it is not in the log must be among `expected`.
-CREATE FUNCTION drain(thread text, ns text, id text, expected text[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION drain(thread text, ns text, id text, expected text[]) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     unknown bigint;
 BEGIN
@@ -189,6 +244,7 @@ BEGIN
     IF unknown > 0 THEN
         PERFORM refuse_race(unknown || ' memory writes were staged while the step was committed');
     END IF;
+    RETURN NULL;
 END
 $$;
 
