@@ -26,7 +26,7 @@ Call = tuple[str, tuple[Any, ...]]
 """A function with marks for its parameters, and these"""
 
 _PUT_LIST = "put_list(%s, %s, %s, %s::integer, %s, %s::integer, %s::bytea[], %s::bytea[], %s::bytea[])"
-_PUT_CHECKPOINT = "put_checkpoint(%s, %s, %s, %s, %s, %s, %s, %s::text[], %s::bytea[])"
+_PUT_CHECKPOINT = "put_checkpoint(%s, %s, %s, %s, %s, %s, %s, %s::text[], %s::text[], %s::bytea[])"
 _PUT_WRITES = "put_writes(%s, %s, %s, %s, %s, %s::integer[], %s::text[], %s::bytea[], %s::bytea[])"
 _DROP_WRITES = "drop_writes(%s, %s, %s, %s, %s::integer[])"
 _STAGE = "stage(%s, %s, %s, %s, %s, %s::text[], %s::text[], %s::text[], %s::text[])"
@@ -58,12 +58,13 @@ def _put_checkpoint(op: PutCheckpoint) -> Iterator[Call]:
             thread_id, value_id, version.kind, version.depth, version.base, version.keep, bytea_array(version.tail),
             bytea_array(list(fresh)), bytea_array(list(fresh.values())),
         )  # fmt: skip
+    reused = set(op.manifest.values()) - op.values.keys() - op.lists.keys()
     ids, values = None, None
     if op.values:
         ids, values = text_array(list(op.values)), bytea_array(list(map(with_type, op.values.values())))
     yield _PUT_CHECKPOINT, (
         *op.step, op.parent_id, op.run_id, dump_manifest(op.manifest), with_time(op.ts, op.metadata, op.head),
-        ids, values,
+        text_array(list(reused)), ids, values,
     )  # fmt: skip
 
 

@@ -109,15 +109,16 @@ BEGIN
 END
 $$;
 
--- A checkpoint whose values are there, or come with it (`fresh`: ids). Where it takes the place of one with other values,
--- these may be free.
+-- A checkpoint, of whose values some are there (`reused`: ids) and some come with it (`fresh`). Where it takes the place
+-- of one with other values, these may be free.
 CREATE FUNCTION put_checkpoint(
-    thread_id text, ns text, id text, parent text, run text, new_manifest text, packed_head bytea, fresh text[],
-    packed bytea[]
+    thread_id text, ns text, id text, parent text, run text, new_manifest text, packed_head bytea, reused text[],
+    fresh text[], packed bytea[]
 ) RETURNS text LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
     number integer := number_of(thread_id);
-    wanted bytea;
+    wanted text;
+    key bytea;
     replaced text;
     put checkpoints;
 BEGIN
@@ -126,9 +127,10 @@ BEGIN
         SELECT number, id_key(given.id), given.value FROM unnest(fresh, packed) AS given (id, value)
         ON CONFLICT DO NOTHING;
     END IF;
-    FOR wanted IN SELECT id_key(value) FROM json_each_text(new_manifest::json) LOOP
-        IF NOT EXISTS (SELECT 1 FROM channel_values WHERE thread = number AND value_id = wanted)
-            AND NOT EXISTS (SELECT 1 FROM lists WHERE thread = number AND value_id = wanted)
+    FOREACH wanted IN ARRAY reused LOOP
+        key := id_key(wanted);
+        IF NOT EXISTS (SELECT 1 FROM channel_values WHERE thread = number AND value_id = key)
+            AND NOT EXISTS (SELECT 1 FROM lists WHERE thread = number AND value_id = key)
         THEN
             PERFORM refuse_race('values of the checkpoint before this one were deleted meanwhile');
         END IF;
