@@ -109,6 +109,8 @@ def number_of(conn: Connection, thread_id: str) -> int | None:
 def sweep(conn: Connection, thread_id: str) -> None:
     """Free the values and lists of a thread that no checkpoint refers to, and the elements of no list and no write."""
     number = number_of(conn, thread_id)
+    if number is None:
+        return
     run(
         conn,
         f"DELETE FROM channel_values WHERE thread = %(number)s AND value_id NOT IN ({_USED})",
@@ -137,6 +139,12 @@ def sweep(conn: Connection, thread_id: str) -> None:
             _base_on(conn, thread_id, id_, base, keep)
     run(conn, "DELETE FROM lists WHERE id = ANY(%s::bigint[])", sorted(dead))
     _sweep_elements(conn, number)
+    run(
+        conn,
+        "DELETE FROM threads WHERE id = %(number)s AND NOT EXISTS (SELECT 1 FROM checkpoints WHERE thread = %(number)s) "
+        "AND NOT EXISTS (SELECT 1 FROM writes WHERE thread = %(number)s)",
+        number=number,
+    )
 
 
 def _base_on(conn: Connection, thread_id: str, id_: int, base: int | None, keep: int) -> None:
@@ -146,7 +154,7 @@ def _base_on(conn: Connection, thread_id: str, id_: int, base: int | None, keep:
     run(conn, "UPDATE lists SET base = %s, keep = %s, elements = %s WHERE id = %s", base, keep, elements, id_)
 
 
-def _sweep_elements(conn: Connection, number: int | None) -> None:
+def _sweep_elements(conn: Connection, number: int) -> None:
     unwritten = run(
         conn,
         "SELECT id FROM elements WHERE thread = %(number)s "
