@@ -141,7 +141,8 @@ def sweep(conn: Connection, thread_id: str) -> None:
     _sweep_elements(conn, number)
     run(
         conn,
-        "DELETE FROM threads WHERE id = %(number)s AND NOT EXISTS (SELECT 1 FROM checkpoints WHERE thread = %(number)s) "
+        "DELETE FROM threads WHERE id = %(number)s "
+        "AND NOT EXISTS (SELECT 1 FROM checkpoints WHERE thread = %(number)s) "
         "AND NOT EXISTS (SELECT 1 FROM writes WHERE thread = %(number)s)",
         number=number,
     )
