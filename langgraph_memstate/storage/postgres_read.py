@@ -51,7 +51,7 @@ from langgraph_memstate.storage.values import (
 )
 
 _OF_THREAD = "thread = (SELECT threads.id FROM threads WHERE threads.thread_id = :thread_id)"
-_LATEST = f"(SELECT max(checkpoint_id) FROM checkpoints WHERE {_OF_THREAD} AND {IN_NAMESPACE})"
+_HEAD = "checkpoint_ns, checkpoint_id, id_text(parent_id), seq, manifest, head"
 _FIRST_CHUNK, _LARGEST_CHUNK = 50, 5_000  # rows
 _MOVED_CHUNK = 500  # of any size
 
@@ -61,7 +61,7 @@ _cursors = count(1)
 class PostgresReader(SQLReader):
     thread = values.THREAD
     of_thread = _OF_THREAD
-    head = f"{thread}, checkpoint_ns, checkpoint_id, id_text(parent_id), seq, manifest, head"
+    head = f"{thread}, {_HEAD}"
     written = values.WRITTEN
     writes_of_step = f"{of_thread} AND {IN_NAMESPACE} AND checkpoint_id = id_key(:checkpoint_id)"
     past = (
@@ -117,11 +117,14 @@ class PostgresReader(SQLReader):
     # -- checkpoints --------------------------------------------------------------------------------
 
     def checkpoint(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
-        id_ = _LATEST if checkpoint_id is None else ":checkpoint_id"
+        here = f"{_OF_THREAD} AND {IN_NAMESPACE}"
+        id_, which = ":checkpoint_id", "AND checkpoint_id = :checkpoint_id"
+        if checkpoint_id is None:
+            id_ = f"(SELECT max(checkpoint_id) FROM checkpoints WHERE {here})"
+            which = "ORDER BY checkpoint_id DESC LIMIT 1"
         step = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}
-        where = f"{_OF_THREAD} AND {IN_NAMESPACE} AND checkpoint_id ="
-        found = self._rows(f"SELECT {self.head} FROM checkpoints WHERE {where} {id_}", **step)
-        writes = self._writes(f"{where} id_key({id_})", **step)
+        found = self._rows(f"SELECT :thread_id::text, {_HEAD} FROM checkpoints WHERE {here} {which}", **step)
+        writes = self._writes(f"{here} AND checkpoint_id = id_key({id_})", **step)
         waiting = STAGED_WHERE.format(f"{OF_THREAD} AND {IN_NAMESPACE} AND checkpoint_id = {id_}")
         staged = self._rows(waiting, **step)  # who goes on from here asks for it next
         if (row := next(found, None)) is None:
