@@ -502,6 +502,8 @@ def test_schemas_are_memories_of_their_own(postgres: Server) -> None:
         with MemoryStore(postgres.storage(one)) as left, MemoryStore(postgres.storage(two + '" x%s')) as right:
             left.commit(note("a"))
             right.commit(note("b"))
+            right.checkpointer.put(*next(checkpoint_chain("t")))
+            assert (left.stats()["checkpoints"], right.stats()["checkpoints"]) == (0, 1)
             assert (keys(left), keys(right)) == (["a"], ["b"])
             assert left.store_id != right.store_id
         with postgres.connect() as conn:

@@ -112,7 +112,7 @@ class PostgresStorage(Storage):
         self._durability: str | None = None
         self._functions = self._path.replace("%", "%%")  # where they are, in a statement that has parameters
         turn = "take_turn(%s, %s, %s::text, %s::bigint, %s::bigint[], %s, %s::bigint)"
-        self._take_turn = f"SELECT {self._functions}.{turn}"
+        self._take_turn = f"{self._functions}.{turn}"
 
     # -- opening ------------------------------------------------------------------------------------
 
@@ -285,15 +285,16 @@ class PostgresStorage(Storage):
     def _run_calls(
         self, conn: Connection, calls: Sequence[Call], everybody: int, threads: list[int] | None, number: int
     ) -> Cursor:
-        """Make calls in their order: each needs the search path that the first sets."""
-        functions = "".join(f", {self._functions}.{function}" for function, _ in calls)
+        """One statement: what is selected from is there first, so that the calls begin when it is their turn."""
+        functions = ", ".join(f"{self._functions}.{function}" for function, _ in calls)
         parameters = (parameter for _, bound in calls for parameter in bound)
-        return run(conn, self._take_turn + functions, *self._turn(everybody, threads, number), *parameters)
+        query = f"SELECT {functions} FROM {self._take_turn}"
+        return run(conn, query, *parameters, *self._turn(everybody, threads, number))
 
     def _wait_turn(
         self, conn: Connection, everybody: int, threads: list[int] | None = None, number: int | None = None
     ) -> None:
-        run(conn, self._take_turn, *self._turn(everybody, threads, number))
+        run(conn, f"SELECT {self._take_turn}", *self._turn(everybody, threads, number))
 
     def _turn(self, everybody: int, threads: list[int] | None, number: int | None) -> tuple[object, ...]:
         keys = None if threads is None else bigint_array(threads)

@@ -48,12 +48,7 @@ from langgraph_memstate.storage.operations import (
 )
 from langgraph_memstate.storage.postgres_calls import calls_of
 from langgraph_memstate.storage.postgres_checks import check_unchanged, check_unique
-from langgraph_memstate.storage.postgres_link import (
-    Connection,
-    Cursor,
-    run,
-    run_rows,
-)
+from langgraph_memstate.storage.postgres_link import Connection, Cursor, run, run_rows
 from langgraph_memstate.storage.postgres_log import (
     append,
     forget,
@@ -69,13 +64,7 @@ from langgraph_memstate.storage.postgres_log import (
     touch,
 )
 from langgraph_memstate.storage.postgres_rows import clear, load
-from langgraph_memstate.storage.postgres_values import (
-    NUMBER,
-    THREAD,
-    copy_rows,
-    number_of,
-    sweep,
-)
+from langgraph_memstate.storage.postgres_values import NUMBER, THREAD, copy_rows, number_of, sweep
 from langgraph_memstate.storage.postgres_vectors import Places, put_indexed
 from langgraph_memstate.storage.values import StepKey
 
@@ -89,8 +78,6 @@ class Sweep:
 
 Run = Callable[[Connection, Any], None]
 RunWithPlaces = Callable[[Connection, Any, Places], None]
-
-THIS_STEP = "thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s"
 
 
 def run_op(conn: Connection, op: Op | Sweep, places: Places) -> list[Cursor]:

@@ -52,7 +52,7 @@ LIVE = "(items.expires_at IS NULL OR items.expires_at > :now)"
 UNDER = "items.ns >= :low AND items.ns < :high"
 OF_THREAD = "thread_id = :thread_id"
 IN_NAMESPACE = "checkpoint_ns = :checkpoint_ns"
-IN_STEP = "checkpoint_ns = :checkpoint_ns AND checkpoint_id = :checkpoint_id"
+IN_STEP = f"{IN_NAMESPACE} AND checkpoint_id = :checkpoint_id"
 OF_STEP = f"{OF_THREAD} AND {IN_STEP}"
 
 STAGED_WHERE = (
