@@ -33,6 +33,10 @@ from langgraph_memstate.testing.samples import (
     writes,
 )
 
+LIKE_IDS = (
+    "0" * 32, "0" * 31, "0" * 33, "A" * 32, "g" * 32, "-" * 36, "1f1e75b1-585e-6996-8bb6-134ff0922017",
+    "1F1E75B1-585E-6996-8BB6-134FF0922017", "1f1e75b1585e-6996-8bb6--134ff0922017", "é" * 16, "é" * 18,
+)  # fmt: skip
 LARGE = bytes(range(256)) * 2  # more than a storage repeats
 THREAD_TABLES = ("checkpoints", "channel_values", "lists", "elements", "writes", "staged")
 
@@ -162,6 +166,23 @@ class CheckpointContract:
             assert stored(reader, "elements")["elements"] == len(
                 {letter for number in left for letter in whole[number]}
             )
+
+    @pytest.mark.parametrize("name", [name for name in (*ODD, *LIKE_IDS) if "\0" not in name])
+    def test_any_channel_value_and_task_is_found_again(self, storage: Storage, name: str) -> None:
+        first = checkpoint(1, lists={name: (name, listed(b"x"))}, elements=elements(b"x"))
+        commit(storage, first, writes(1, name, (0, name, LARGE), path=name))
+        commit(storage, checkpoint(2, parent=1), checkpoint(3, reused={"l": name}))
+        with storage.snapshot() as reader:
+            ((channel, list_id, write),) = reader.ancestor_writes(step(2), [name])
+            assert write is not None
+            assert (channel, list_id, write.task_id, write.value.data) == (name, name, name, LARGE)
+            assert [version.value_id for version in reader.list_chain("t", name)] == [name]
+        commit(storage, DeleteCheckpoints((step(1),)))
+        with storage.snapshot() as reader:
+            assert read_list(reader, name) == [b"element x"]
+        commit(storage, DeleteCheckpoints((step(3),)))
+        with storage.snapshot() as reader:
+            assert stored(reader, "lists", "elements", "writes") == {"lists": 0, "elements": 0, "writes": 0}
 
     # -- writes and staged work ---------------------------------------------------------------------
 
