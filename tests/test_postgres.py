@@ -44,6 +44,7 @@ from postgres_server import Server  # noqa: E402
 
 from langgraph_memstate import PostgresStorage  # noqa: E402
 from langgraph_memstate.storage import postgres as module  # noqa: E402
+from langgraph_memstate.storage import postgres_schema  # noqa: E402
 
 
 @pytest.fixture
@@ -447,7 +448,7 @@ def test_a_schema_of_the_first_version_is_brought_up_to_date(
     postgres: Server, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(module, "MIGRATIONS", module.MIGRATIONS[:1])
+        patch.setattr(postgres_schema, "MIGRATIONS", postgres_schema.MIGRATIONS[:1])
         old = postgres.storage(schema)
         store_id = old.open()
         old.close()

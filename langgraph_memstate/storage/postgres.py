@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from importlib import resources
 from typing import LiteralString
 from uuid import uuid4
 
@@ -30,7 +29,6 @@ from psycopg import sql
 from langgraph_memstate.errors import (
     DatabaseOpenError,
     MemStateError,
-    NewerSchemaError,
     StorageClosedError,
     StorageError,
     TransientError,
@@ -52,13 +50,12 @@ from langgraph_memstate.storage.postgres_link import (
     storage_error,
 )
 from langgraph_memstate.storage.postgres_read import PostgresReader
+from langgraph_memstate.storage.postgres_schema import checked, migrate
 from langgraph_memstate.storage.postgres_tables import PostgresIndexTable
 from langgraph_memstate.storage.postgres_vectors import Places, VectorTables, schema_of_extension
 from langgraph_memstate.storage.postgres_write import Sweep, lock_key, locks, run_op
 from langgraph_memstate.storage.values import OutboxRow
 
-MIGRATIONS = ("postgres_0001.sql", "postgres_0002.sql")
-OLDEST_SERVER = 130_000  # gin, generated columns and identity are older; 13 is the oldest release that was supported
 _RESOLVE = 15.0  # seconds in which a lost server may come back and say whether a commit arrived
 _FORGOTTEN = "seen_at < now() - interval '30 days'"
 
@@ -133,74 +130,15 @@ class PostgresStorage(Storage):
         except psycopg.Error as error:
             raise _unreachable(error) from error
         try:
-            store_id = self._migrate(conn)
+            if checked(conn) == "off":
+                self._durability = "on"
+            store_id = migrate(conn, self._schema)
         except psycopg.Error as error:
             raise storage_error(error, f"opening schema {self._schema}") from error
         finally:
             conn.close()
         self._pool = Pool(self._conninfo, self._pool_size, self._timeout)
         return store_id
-
-    def _migrate(self, conn: Connection) -> str:
-        """Bring the schema up to date and return the database's id; who opens at the same time waits."""
-        settings = run(
-            conn,
-            "SELECT current_setting('server_version_num')::int, current_setting('server_encoding'), "
-            "current_setting('synchronous_commit')",
-        ).fetchone()
-        assert settings is not None
-        server, encoding, durability = settings
-        if server < OLDEST_SERVER:
-            raise DatabaseOpenError(f"PostgreSQL {server // 10_000} is too old: 13 or later is needed")
-        if encoding != "UTF8":
-            raise DatabaseOpenError(f"the database is encoded in {encoding}; create one with ENCODING 'UTF8'")
-        if durability == "off":
-            self._durability = "on"
-        with conn.transaction():
-            run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(self._schema))
-            if run(conn, "SELECT 1 FROM pg_namespace WHERE nspname = %s", self._schema).fetchone() is None:
-                conn.execute(b"CREATE SCHEMA " + sql.Identifier(self._schema).as_bytes())
-            conn.execute(self._here)
-            version = self._schema_version(conn)
-            for name in MIGRATIONS[version:]:
-                script = resources.files("langgraph_memstate.storage.sql").joinpath(name).read_text()
-                conn.execute(script.encode())
-            if version < len(MIGRATIONS):
-                run(conn, "INSERT INTO meta VALUES ('store_id', %s) ON CONFLICT DO NOTHING", uuid4().hex)
-                run(
-                    conn,
-                    "INSERT INTO meta VALUES ('schema_version', %s) "
-                    "ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value",
-                    str(len(MIGRATIONS)),
-                )
-            row = run(conn, "SELECT value FROM meta WHERE key = 'store_id'").fetchone()
-            if row is None:
-                raise DatabaseOpenError(f"schema {self._schema} has lost its id; restore it from a backup")
-        return str(row[0])
-
-    def _schema_version(self, conn: Connection) -> int:
-        """How many migrations the schema has seen: 0 for a new one.
-
-        Raises:
-            DatabaseOpenError: it belongs to another program, or to a newer release.
-        """
-        tables = {
-            name for (name,) in run(conn, "SELECT tablename::text FROM pg_tables WHERE schemaname = %s", self._schema)
-        }
-        if not tables:
-            return 0
-        row = None
-        if {"meta", "writers", "facts"} <= tables:
-            row = run(conn, "SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
-        if row is None:
-            raise DatabaseOpenError(f"schema {self._schema} has tables of another program; choose one of its own")
-        version = int(row[0])
-        if version > len(MIGRATIONS):
-            raise NewerSchemaError(
-                f"schema {self._schema} has version {version}; this release knows {len(MIGRATIONS)}. "
-                "Upgrade langgraph-memstate to open it"
-            )
-        return version
 
     # -- writing ------------------------------------------------------------------------------------
 
