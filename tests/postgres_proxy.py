@@ -1,4 +1,4 @@
-"""A line to PostgreSQL that breaks before or after a COMMIT arrives, or that pools."""
+"""A line to PostgreSQL that breaks before or after a commit arrives, or that pools."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PostgresLine(Line):
         return server
 
     def is_awaited(self, request: bytes) -> bool:
-        return b"COMMIT\0" in request
+        return b"COMMIT\0" in request or b".put_checkpoint(" in request
 
     def answer(self, sent: bytes) -> bytes:
         return _KEY.sub(lambda found: found[1] + b"\0\0\0\7" + found[2], sent) if self.pools else sent

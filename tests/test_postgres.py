@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
@@ -24,6 +26,7 @@ from truth import DIMS, Words, check_search, commit, faulty_chroma, held_ids, ho
 
 from langgraph_memstate import Fact, MemoryStore
 from langgraph_memstate.errors import (
+    CorruptRowError,
     DatabaseOpenError,
     NewerSchemaError,
     ReadOnlyError,
@@ -41,6 +44,7 @@ from postgres_server import Server  # noqa: E402
 
 from langgraph_memstate import PostgresStorage  # noqa: E402
 from langgraph_memstate.storage import postgres as module  # noqa: E402
+from langgraph_memstate.storage import postgres_schema  # noqa: E402
 
 
 @pytest.fixture
@@ -133,6 +137,32 @@ def test_a_commit_whose_answer_was_lost_lands_once(postgres: Server, schema: str
         assert line.broken == 3
         assert [entry.seq for entry in memory.log()] == list(range(1, 8))
         assert keys(memory) == ["a", "b0", "c0", "b1", "c1", "b2", "c2"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_checkpoint_whose_answer_was_lost_lands_once(postgres: Server, schema: str, when: When) -> None:
+    """It is one statement, without a COMMIT."""
+    with line_to(postgres.uri) as line, MemoryStore(PostgresStorage(line.uri, schema=schema)) as memory:
+        chain = checkpoint_chain("t")
+        for _ in range(3):
+            memory.storage._drop_writer()  # a new connection sends the text of its statements
+            line.breaks = when
+            config = memory.checkpointer.put(*next(chain))
+            memory.checkpointer.put_writes(*next(pending_writes(config)))
+        assert line.broken == 3
+        assert [len(one.pending_writes or ()) for one in memory.checkpointer.list(None)] == [2, 2, 2]
+
+
+def test_a_server_that_is_down_is_no_reason_to_wait_for_a_checkpoint(memory: MemoryStore, stopped: Server) -> None:
+    chain = checkpoint_chain("t")
+    memory.checkpointer.put(*next(chain))
+    stopped.stop()
+    began = time.monotonic()
+    with pytest.raises(TransientError):
+        memory.checkpointer.put(*next(chain))
+    assert time.monotonic() - began < 5
+    stopped.start()
+    memory.checkpointer.put(*next(chain))
 
 
 def test_a_commit_whose_outcome_nobody_can_tell_says_so(
@@ -325,11 +355,100 @@ def test_a_checkpoint_that_takes_the_place_of_another_frees_its_values(memory: M
         assert memory.stats()["channel_values"] == 1
 
 
+class Talk(TypedDict):
+    messages: Annotated[list[str], operator.add]
+
+
+def test_a_message_is_stored_once(memory: MemoryStore, postgres: Server, schema: str) -> None:
+    """What a task writes to a list is the element that the list gets by it."""
+
+    def words() -> str:
+        return " ".join(uuid4().hex for _ in range(12))
+
+    graph = StateGraph(Talk)
+    graph.add_node("answer", lambda state: {"messages": [f"{len(state['messages'])} {words()}"]})
+    graph.add_edge(START, "answer")
+    config = {"configurable": {"thread_id": "t"}}
+    compiled = graph.compile(checkpointer=memory.checkpointer)
+    for _ in range(4):
+        said = compiled.invoke({"messages": [words()]}, config)["messages"]
+    assert len(said) == 8
+    with postgres.connect() as conn:
+        conn.execute(f"SET search_path TO {schema}")
+        ((elements,),) = conn.execute("SELECT count(*) FROM elements").fetchall()
+        ((writes, shared, longest),) = conn.execute(
+            "SELECT count(*), count(*) FILTER (WHERE digest <> ''), max(length(value)) FROM writes"
+        ).fetchall()
+    assert elements == 8
+    assert (writes, shared) == (12, 8)
+    assert longest < 128
+    written = [value for one in memory.checkpointer.list(config) for _, channel, value in one.pending_writes or ()
+               if channel == "messages"]  # fmt: skip
+    assert sorted(text for (text,) in written) == sorted(said)
+    memory.checkpointer.prune(["t"])
+    state = compiled.get_state(config)
+    assert state.values["messages"] == said
+    assert memory.stats()["writes"] == 0
+    memory.checkpointer.delete_thread("t")
+    with postgres.connect() as conn:
+        for table in ("threads", "elements", "lists", "channel_values"):
+            assert conn.execute(f"SELECT count(*) FROM {schema}.{table}").fetchone() == (0,), table
+
+
+def test_a_thread_whose_checkpoints_are_deleted_leaves_no_name(
+    memory: MemoryStore, postgres: Server, schema: str
+) -> None:
+    chain = checkpoint_chain("a name")
+    for _ in range(3):
+        memory.checkpointer.put(*next(chain))
+    (config, checkpoint, metadata, versions) = next(chain)
+    memory.checkpointer.put(config, checkpoint, {**metadata, "run_id": "r"}, versions)
+    memory.checkpointer.prune(["a name"])
+    with postgres.connect() as conn:
+        names = f"SELECT thread_id FROM {schema}.threads"
+        assert conn.execute(names).fetchall() == [("a name",)]
+        memory.checkpointer.delete_for_runs(["r"])
+        assert conn.execute(names).fetchall() == []
+
+
+def test_threads_that_start_at_once_get_a_number_each(postgres: Server, schema: str) -> None:
+    with ExitStack() as stack:
+        memories = [stack.enter_context(MemoryStore(postgres.storage(schema))) for _ in range(4)]
+
+        def put(number: int) -> None:
+            saver = memories[number % 4].checkpointer
+            for arguments in islice(checkpoint_chain(f"t{number % 5}"), 3):
+                saver.put(*arguments)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(put, range(40)))
+        assert memories[0].stats()["checkpoints"] == 120
+        with postgres.connect() as conn:
+            names = conn.execute(f"SELECT thread_id FROM {schema}.threads ORDER BY 1").fetchall()
+        assert names == [(f"t{number}",) for number in range(5)]
+
+
+@pytest.mark.parametrize("damage", [
+    "UPDATE checkpoints SET head = '\\x00'", "UPDATE checkpoints SET head = ''",
+    "UPDATE checkpoints SET head = substring(head FROM 1 FOR length(head) - 3)",
+    "UPDATE checkpoints SET manifest = '[1]'", "UPDATE checkpoints SET manifest = ''",
+    "UPDATE writes SET value = '\\xff0000ffff'", "UPDATE writes SET digest = 'x'", "UPDATE writes SET value = ''",
+])  # fmt: skip
+def test_a_damaged_checkpoint_is_said_to_be(memory: MemoryStore, postgres: Server, schema: str, damage: str) -> None:
+    config = memory.checkpointer.put(*next(checkpoint_chain("t")))
+    memory.checkpointer.put_writes(*next(pending_writes(config)))
+    with postgres.connect() as conn:
+        conn.execute(f"SET search_path TO {schema}")
+        conn.execute(damage)
+    with pytest.raises(CorruptRowError):
+        memory.checkpointer.get_tuple(config)
+
+
 def test_a_schema_of_the_first_version_is_brought_up_to_date(
     postgres: Server, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(module, "MIGRATIONS", module.MIGRATIONS[:1])
+        patch.setattr(postgres_schema, "MIGRATIONS", postgres_schema.MIGRATIONS[:1])
         old = postgres.storage(schema)
         store_id = old.open()
         old.close()
@@ -384,6 +503,8 @@ def test_schemas_are_memories_of_their_own(postgres: Server) -> None:
         with MemoryStore(postgres.storage(one)) as left, MemoryStore(postgres.storage(two + '" x%s')) as right:
             left.commit(note("a"))
             right.commit(note("b"))
+            right.checkpointer.put(*next(checkpoint_chain("t")))
+            assert (left.stats()["checkpoints"], right.stats()["checkpoints"]) == (0, 1)
             assert (keys(left), keys(right)) == (["a"], ["b"])
             assert left.store_id != right.store_id
         with postgres.connect() as conn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -15,6 +15,7 @@ from langgraph_memstate.graph.outlines import is_same
 from langgraph_memstate.graph.slices import is_atom, packed_array
 from langgraph_memstate.graph.templates import ATOMS, Template, template_of
 from langgraph_memstate.storage.values import Blob
+from langgraph_memstate.storage.values import digest_of as digest_of
 
 _RUN = 256  # bytes of atoms that make one element; anything else is an element of its own
 _SINGLE = frozenset(packed_array([first]) for first in map(bytes, zip(range(256))) if not is_atom(first))
@@ -128,15 +129,3 @@ def template_for(serde: SerializerProtocol, run: list[Any], blob: Blob) -> Templ
     except Exception:  # a serializer that can write this and not read it says so to whoever reads
         return None
     return template if type(decoded) is list and is_same(decoded, template) else template_of(_run_of(decoded))
-
-
-def digest_of(blob: Blob) -> bytes:
-    type_, data = blob
-    hash = _hash_of(type_).copy()
-    hash.update(data)
-    return hash.digest()
-
-
-@lru_cache(maxsize=16)
-def _hash_of(type_: str) -> blake2b:
-    return hashed(type_.encode() + b"\0")

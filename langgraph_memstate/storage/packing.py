@@ -6,7 +6,8 @@ never edited, only followed by another.
 
 What is written now is a frame of Zstandard (RFC 8878) without its magic number. `zstd/0002.zdict` was trained, with
 the trainer of that library, on messages of every kind around English sentences, on heads of checkpoints and on lists:
-it brings the codes for their letters, which a small frame could not afford to. Rows of before are deflated.
+it brings the codes for their letters, which a small frame could not afford to. `zstd/0003.zdict` is the same and then
+times and metadata of checkpoints, for a head that has its own before it. Rows of before are deflated.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from typing import Generic, TypeVar
 
@@ -21,15 +23,21 @@ import zstandard
 
 from langgraph_memstate.errors import CorruptRowError
 
-_PLAIN, _DEFLATED, _ZSTD = b"\x00", b"\x01", b"\x02"
+_PLAIN, _DEFLATED, _ZSTD, _ZSTD_HEAD = b"\x00", b"\x01", b"\x02", b"\x03"
 _WORTHWHILE = 48  # bytes; what is shorter is stored as it is
 _LARGEST = 1_000_000_000  # bytes; SQLite holds no longer value, so nothing longer was packed
 _LEVEL = 3
 _MAGIC = zstandard.FRAME_HEADER
-_TRAINED = zstandard.ZstdCompressionDict(
-    resources.files("langgraph_memstate.storage.zstd").joinpath("0002.zdict").read_bytes()
-)
-_TRAINED.precompute_compress(level=_LEVEL)
+
+
+def _dictionary(name: str) -> zstandard.ZstdCompressionDict:
+    content = resources.files("langgraph_memstate.storage.zstd").joinpath(name).read_bytes()
+    dictionary = zstandard.ZstdCompressionDict(content)
+    dictionary.precompute_compress(level=_LEVEL)
+    return dictionary
+
+
+_TRAINED = {_ZSTD: _dictionary("0002.zdict"), _ZSTD_HEAD: _dictionary("0003.zdict")}
 
 # Of deflated rows (RFC 1950, FDICT), which are still read.
 _NAMES = (
@@ -78,27 +86,42 @@ class _Idle(Generic[Context]):
         self._idle.append(context)
 
 
-_compressors = _Idle(
-    lambda: zstandard.ZstdCompressor(
-        level=_LEVEL, dict_data=_TRAINED, write_checksum=True, write_content_size=True, write_dict_id=False
+_compressors = {
+    mark: _Idle(
+        partial(
+            zstandard.ZstdCompressor,
+            level=_LEVEL, dict_data=trained, write_checksum=True, write_content_size=True, write_dict_id=False,
+        )
     )
-)
-_decompressors = _Idle(lambda: zstandard.ZstdDecompressor(dict_data=_TRAINED))
+    for mark, trained in _TRAINED.items()
+}  # fmt: skip
+_decompressors = {
+    mark: _Idle(partial(zstandard.ZstdDecompressor, dict_data=trained)) for mark, trained in _TRAINED.items()
+}
 
 
 def packed(content: bytes) -> bytes:
     """How `content` is stored."""
+    return _packed(_ZSTD, content)
+
+
+def packed_head(content: bytes) -> bytes:
+    """How the head of a checkpoint is stored that has time and metadata before it."""
+    return _packed(_ZSTD_HEAD, content)
+
+
+def _packed(mark: bytes, content: bytes) -> bytes:
     if len(content) >= _WORTHWHILE:
-        compressor = _compressors.take()
+        compressor = _compressors[mark].take()
         frame = compressor.compress(content)
-        _compressors.give_back(compressor)
+        _compressors[mark].give_back(compressor)
         if len(frame) - len(_MAGIC) < len(content):
-            return _ZSTD + frame[len(_MAGIC) :]
+            return mark + frame[len(_MAGIC) :]
     return _PLAIN + content
 
 
 def unpacked(stored: object) -> bytes:
-    """What `packed` was given.
+    """What `packed` or `packed_head` was given.
 
     Raises:
         CorruptRowError: these bytes are not of our making, or damaged where that shows.
@@ -106,13 +129,13 @@ def unpacked(stored: object) -> bytes:
     if not isinstance(stored, bytes) or not stored:
         raise CorruptRowError(f"a value is stored as {type(stored).__name__}, which is no packed value")
     mark, content = stored[:1], stored[1:]
-    if mark == _ZSTD:
+    if mark in _TRAINED:
         frame = _MAGIC + content
         try:
             if 0 <= zstandard.frame_content_size(frame) <= _LARGEST:
-                decompressor = _decompressors.take()
+                decompressor = _decompressors[mark].take()
                 content = decompressor.decompress(frame, allow_extra_data=False)
-                _decompressors.give_back(decompressor)
+                _decompressors[mark].give_back(decompressor)
                 return content
         except zstandard.ZstdError as error:
             raise CorruptRowError(f"a compressed value is damaged: {error}") from error

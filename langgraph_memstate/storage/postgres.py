@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from importlib import resources
 from typing import LiteralString
 from uuid import uuid4
 
@@ -30,32 +29,33 @@ from psycopg import sql
 from langgraph_memstate.errors import (
     DatabaseOpenError,
     MemStateError,
-    NewerSchemaError,
     StorageClosedError,
     StorageError,
     TransientError,
 )
 from langgraph_memstate.storage.base import COUNTED, IndexTable, Reader, Storage
 from langgraph_memstate.storage.operations import Commit, Load
+from langgraph_memstate.storage.postgres_calls import Call, only_calls
 from langgraph_memstate.storage.postgres_claims import claim, release
 from langgraph_memstate.storage.postgres_link import (
     Connection,
     Cursor,
     Pool,
+    bigint_array,
     connect,
     interruption,
     is_lost,
+    is_open,
     run,
     storage_error,
 )
 from langgraph_memstate.storage.postgres_read import PostgresReader
+from langgraph_memstate.storage.postgres_schema import checked, migrate
 from langgraph_memstate.storage.postgres_tables import PostgresIndexTable
 from langgraph_memstate.storage.postgres_vectors import Places, VectorTables, schema_of_extension
 from langgraph_memstate.storage.postgres_write import Sweep, lock_key, locks, run_op
 from langgraph_memstate.storage.values import OutboxRow
 
-MIGRATIONS = ("postgres_0001.sql", "postgres_0002.sql")
-OLDEST_SERVER = 130_000  # gin, generated columns and identity are older; 13 is the oldest release that was supported
 _RESOLVE = 15.0  # seconds in which a lost server may come back and say whether a commit arrived
 _FORGOTTEN = "seen_at < now() - interval '30 days'"
 
@@ -107,8 +107,9 @@ class PostgresStorage(Storage):
         # A writer that waits too long gives up; one whose machine is gone must not keep the others waiting.
         self._path, self._patience = name.decode(), str(int(max(timeout, 0.001) * 1_000))
         self._durability: str | None = None
+        self._functions = self._path.replace("%", "%%")  # where they are, in a statement that has parameters
         turn = "take_turn(%s, %s, %s::text, %s::bigint, %s::bigint[], %s, %s::bigint)"
-        self._take_turn = f"SELECT {self._path.replace('%', '%%')}.{turn}"
+        self._take_turn = f"{self._functions}.{turn}"
 
     # -- opening ------------------------------------------------------------------------------------
 
@@ -129,74 +130,15 @@ class PostgresStorage(Storage):
         except psycopg.Error as error:
             raise _unreachable(error) from error
         try:
-            store_id = self._migrate(conn)
+            if checked(conn) == "off":
+                self._durability = "on"
+            store_id = migrate(conn, self._schema)
         except psycopg.Error as error:
             raise storage_error(error, f"opening schema {self._schema}") from error
         finally:
             conn.close()
         self._pool = Pool(self._conninfo, self._pool_size, self._timeout)
         return store_id
-
-    def _migrate(self, conn: Connection) -> str:
-        """Bring the schema up to date and return the database's id; who opens at the same time waits."""
-        settings = run(
-            conn,
-            "SELECT current_setting('server_version_num')::int, current_setting('server_encoding'), "
-            "current_setting('synchronous_commit')",
-        ).fetchone()
-        assert settings is not None
-        server, encoding, durability = settings
-        if server < OLDEST_SERVER:
-            raise DatabaseOpenError(f"PostgreSQL {server // 10_000} is too old: 13 or later is needed")
-        if encoding != "UTF8":
-            raise DatabaseOpenError(f"the database is encoded in {encoding}; create one with ENCODING 'UTF8'")
-        if durability == "off":
-            self._durability = "on"
-        with conn.transaction():
-            run(conn, "SELECT pg_advisory_xact_lock(%s)", lock_key(self._schema))
-            if run(conn, "SELECT 1 FROM pg_namespace WHERE nspname = %s", self._schema).fetchone() is None:
-                conn.execute(b"CREATE SCHEMA " + sql.Identifier(self._schema).as_bytes())
-            conn.execute(self._here)
-            version = self._schema_version(conn)
-            for name in MIGRATIONS[version:]:
-                script = resources.files("langgraph_memstate.storage.sql").joinpath(name).read_text()
-                conn.execute(script.encode())
-            if version < len(MIGRATIONS):
-                run(conn, "INSERT INTO meta VALUES ('store_id', %s) ON CONFLICT DO NOTHING", uuid4().hex)
-                run(
-                    conn,
-                    "INSERT INTO meta VALUES ('schema_version', %s) "
-                    "ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value",
-                    str(len(MIGRATIONS)),
-                )
-            row = run(conn, "SELECT value FROM meta WHERE key = 'store_id'").fetchone()
-            if row is None:
-                raise DatabaseOpenError(f"schema {self._schema} has lost its id; restore it from a backup")
-        return str(row[0])
-
-    def _schema_version(self, conn: Connection) -> int:
-        """How many migrations the schema has seen: 0 for a new one.
-
-        Raises:
-            DatabaseOpenError: it belongs to another program, or to a newer release.
-        """
-        tables = {
-            name for (name,) in run(conn, "SELECT tablename::text FROM pg_tables WHERE schemaname = %s", self._schema)
-        }
-        if not tables:
-            return 0
-        row = None
-        if {"meta", "writers", "facts"} <= tables:
-            row = run(conn, "SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
-        if row is None:
-            raise DatabaseOpenError(f"schema {self._schema} has tables of another program; choose one of its own")
-        version = int(row[0])
-        if version > len(MIGRATIONS):
-            raise NewerSchemaError(
-                f"schema {self._schema} has version {version}; this release knows {len(MIGRATIONS)}. "
-                "Upgrade langgraph-memstate to open it"
-            )
-        return version
 
     # -- writing ------------------------------------------------------------------------------------
 
@@ -228,6 +170,7 @@ class PostgresStorage(Storage):
         """Land commits in one transaction, and return the threads that have to be swept.
 
         All is sent at once, the COMMIT too: unless an operation has to know an answer, one round trip is all it takes.
+        A commit that only saves the state of a thread is one statement, and needs none.
 
         Raises:
             MemStateError: a commit may not land as it is; none of them did.
@@ -239,10 +182,18 @@ class PostgresStorage(Storage):
             conn = self._open_writer()
         except psycopg.OperationalError as error:
             raise _Lost(error) from error
+        calls = only_calls(commits[0]) if len(commits) == 1 else None
+        if calls and not is_open(conn):  # else it would have to find out whether the statement arrived
+            self._drop_writer()
+            raise _Lost(psycopg.OperationalError("the server has closed the connection"))
         stale: list[Cursor] = []
         self._committed = number = self._committed + 1  # never used twice, whatever becomes of this commit
         is_decided = False
         try:
+            if calls:
+                is_decided = True
+                stale.append(self._run_calls(conn, calls, *locks(self._schema, commits), number))
+                return _threads_in(stale)
             copies = any(isinstance(op, Load) for commit in commits for op in commit)
             with nullcontext() if copies else conn.pipeline():
                 conn.execute(b"BEGIN")
@@ -250,8 +201,7 @@ class PostgresStorage(Storage):
                 places = Places(conn)
                 for commit in commits:
                     for op in commit:
-                        if (found := run_op(conn, op, places)) is not None:
-                            stale.append(found)
+                        stale += run_op(conn, op, places)
                 is_decided = True
                 conn.execute(b"COMMIT")
         except BaseException as error:
@@ -268,13 +218,26 @@ class PostgresStorage(Storage):
             if not is_decided or not self._has_landed(number):
                 raise _Lost(error) from error
             stale.clear()  # what it said was lost with it
-        return {thread_id for cursor in stale for (thread_id,) in cursor}
+        return _threads_in(stale)
+
+    def _run_calls(
+        self, conn: Connection, calls: Sequence[Call], everybody: int, threads: list[int] | None, number: int
+    ) -> Cursor:
+        """One statement: what is selected from is there first, so that the calls begin when it is their turn."""
+        functions = ", ".join(f"{self._functions}.{function}" for function, _ in calls)
+        parameters = (parameter for _, bound in calls for parameter in bound)
+        query = f"SELECT {functions} FROM {self._take_turn}"
+        return run(conn, query, *parameters, *self._turn(everybody, threads, number))
 
     def _wait_turn(
         self, conn: Connection, everybody: int, threads: list[int] | None = None, number: int | None = None
     ) -> None:
+        run(conn, f"SELECT {self._take_turn}", *self._turn(everybody, threads, number))
+
+    def _turn(self, everybody: int, threads: list[int] | None, number: int | None) -> tuple[object, ...]:
+        keys = None if threads is None else bigint_array(threads)
         writer = None if number is None else self._id
-        run(conn, self._take_turn, self._path, self._patience, self._durability, everybody, threads, writer, number)
+        return self._path, self._patience, self._durability, everybody, keys, writer, number
 
     def _sweep(self, thread_id: str) -> None:
         try:
@@ -358,7 +321,7 @@ class PostgresStorage(Storage):
         try:
             with connect(self._conninfo) as conn:
                 kept = conn.execute(sql.SQL("SELECT number FROM {}.vector_tables").format(schema)).fetchall()
-                for table in COUNTED:
+                for table in (*COUNTED, "threads"):
                     conn.execute(sql.SQL(command).format(schema, sql.Identifier(table)))
                 for (number,) in kept:
                     with suppress(psycopg.errors.UndefinedTable):  # another was built in its place meanwhile
@@ -432,6 +395,11 @@ class PostgresStorage(Storage):
             return  # in a fork: the connections are the parent's
         pool.close()
         self._drop_writer()
+
+
+def _threads_in(answers: Sequence[Cursor]) -> set[str]:
+    """The threads to be swept, as the calls of a commit say."""
+    return {thread_id for answer in answers for row in answer for thread_id in row if thread_id is not None}
 
 
 def _outcome(error: Exception) -> MemStateError:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from struct import Struct
 from typing import Any, ClassVar
 
 import psycopg
@@ -38,6 +39,7 @@ Cursor = psycopg.Cursor[tuple[Any, ...]]
 
 _PREPARED_AFTER, _PREPARED_MAX = 3, 300  # uses of a statement, and statements of a connection
 _CONNECT_TIMEOUT = 10  # seconds, where the connection string does not say
+_ARRAY, _DIMENSION = Struct("!3i"), Struct("!2i")  # the beginning of an array as PostgreSQL sends and takes it
 _NAMED = re.compile(r"(?<![:\w]):([a-z_]\w*)")  # and no cast
 _RACED = "MS001"  # what our own functions raise
 _CLASSES: dict[str, tuple[type[MemStateError], str]] = {
@@ -76,7 +78,7 @@ def is_lost(conn: Connection) -> bool:
     return conn.closed or conn.info.status is not psycopg.pq.ConnStatus.OK
 
 
-def _is_open(conn: Connection) -> bool:
+def is_open(conn: Connection) -> bool:
     """Whether an idle connection still is, as far as one can know without asking the server."""
     try:
         for _ in range(2):  # a server that ends a connection says why, and then closes it
@@ -100,6 +102,15 @@ def interruption(error: BaseException) -> BaseException | None:
 # -- texts ------------------------------------------------------------------------------------------
 
 
+def escaped(text: str) -> str:
+    """A text as the database holds it."""
+    return text.replace("\1", "\1\2").replace("\0", "\1\1")
+
+
+def unescaped(text: str) -> str:
+    return text.replace("\1\1", "\0").replace("\1\2", "\1")
+
+
 class _TextDumper(StrDumper):
     def dump(self, obj: str) -> Buffer:
         text = obj.encode()
@@ -121,6 +132,36 @@ class _EncodedDumper(Dumper):
 
     def dump(self, obj: Encoded) -> Buffer:
         return bytes(obj)
+
+
+def text_array(texts: Sequence[str]) -> Encoded:
+    """What to bind as `text[]`: the driver would look at each text to find out."""
+    return _array(25, [escaped(text).encode() for text in texts])
+
+
+def bytea_array(contents: Sequence[bytes]) -> Encoded:
+    """What to bind as `bytea[]`."""
+    return _array(17, contents)
+
+
+def integer_array(numbers: Sequence[int]) -> Encoded:
+    """What to bind as `integer[]`."""
+    return _array(23, [number.to_bytes(4, "big", signed=True) for number in numbers])
+
+
+def bigint_array(numbers: Sequence[int]) -> Encoded:
+    """What to bind as `bigint[]`."""
+    return _array(20, [number.to_bytes(8, "big", signed=True) for number in numbers])
+
+
+def _array(element_type: int, items: Sequence[bytes]) -> Encoded:
+    """One dimension; no element is NULL; the type is its number in `pg_type`; how many, and the number of the first."""
+    if not items:
+        return Encoded(_ARRAY.pack(0, 0, element_type))
+    parts = [_ARRAY.pack(1, 0, element_type), _DIMENSION.pack(len(items), 1)]
+    for item in items:
+        parts += (len(item).to_bytes(4, "big"), item)
+    return Encoded(b"".join(parts))
 
 
 class _TextLoader(Loader):
@@ -265,7 +306,7 @@ class Pool:
         while True:
             with self._lock:
                 conn = self._idle.pop() if self._idle else None
-            if conn is None or _is_open(conn):
+            if conn is None or is_open(conn):
                 return conn
             conn.close()
 

@@ -18,22 +18,21 @@ from langgraph_memstate.storage.base import COUNTED
 from langgraph_memstate.storage.postgres_checks import narrowed, sought
 from langgraph_memstate.storage.postgres_claims import HELD
 from langgraph_memstate.storage.postgres_link import Connection, marked, run
+from langgraph_memstate.storage.postgres_packing import head_of, read_manifest, value_of
 from langgraph_memstate.storage.postgres_vectors import VectorTables, neighbours
-from langgraph_memstate.storage.rows import ITEM, record_of
+from langgraph_memstate.storage.rows import ITEM, load_ids, record_of
 from langgraph_memstate.storage.sql_read import (
+    IN_NAMESPACE,
     LIVE,
-    OF_NAMESPACE,
-    OF_STEP,
+    OF_THREAD,
     STAGED,
     STAGED_WHERE,
     UNDER,
-    WRITES_WHERE,
     SQLReader,
     SqlRow,
     at_most,
     range_of,
     staged_of,
-    with_writes,
 )
 from langgraph_memstate.storage.tables import Row
 from langgraph_memstate.storage.values import (
@@ -47,13 +46,12 @@ from langgraph_memstate.storage.values import (
     StagedDraft,
     StepKey,
     StoredCheckpoint,
+    StoredHead,
     StoredList,
 )
 
-_OF_LATEST = (
-    f"{OF_NAMESPACE} AND checkpoint_id = (SELECT max(checkpoint_id) "
-    "FROM checkpoints AS every WHERE every.thread_id = :thread_id AND every.checkpoint_ns = :checkpoint_ns)"
-)
+_OF_THREAD = "thread = (SELECT threads.id FROM threads WHERE threads.thread_id = :thread_id)"
+_HEAD = "checkpoint_ns, checkpoint_id, id_text(parent_id), seq, manifest, head"
 _FIRST_CHUNK, _LARGEST_CHUNK = 50, 5_000  # rows
 _MOVED_CHUNK = 500  # of any size
 
@@ -61,7 +59,11 @@ _cursors = count(1)
 
 
 class PostgresReader(SQLReader):
-    head = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, head_type, head, metadata, channels, value_ids"
+    thread = values.THREAD
+    of_thread = _OF_THREAD
+    head = f"{thread}, {_HEAD}"
+    written = values.WRITTEN
+    writes_of_step = f"{of_thread} AND {IN_NAMESPACE} AND checkpoint_id = id_key(:checkpoint_id)"
     past = (
         "(SELECT ns, key, version, value, created_at, ts AS updated_at, seq, ts + ttl * 60 AS expires_at, ttl, type, "
         "CASE WHEN position('\\u0000' IN value) > 0 THEN NULL ELSE value::jsonb END AS doc "
@@ -104,25 +106,32 @@ class PostgresReader(SQLReader):
     def _texts(self, texts: Sequence[str]) -> list[str]:
         return list(texts)
 
-    def _manifest(self, columns: Sequence[Any]) -> Mapping[str, str]:
-        channels, value_ids = columns
-        if len(channels) != len(value_ids):
-            raise ValueError("has channels without values")
-        return dict(zip(channels, value_ids, strict=True))
+    def _head(self, step: StepKey, parent_id: str | None, seq: int, *columns: Any) -> StoredHead:
+        manifest, head = columns
+        ts, metadata, blob = head_of(head)
+        return StoredHead(step, parent_id, seq, ts, blob, metadata, read_manifest(manifest))
+
+    def _value(self, *columns: Any) -> Blob:
+        return value_of(*columns)
 
     # -- checkpoints --------------------------------------------------------------------------------
 
     def checkpoint(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
-        where = _OF_LATEST if checkpoint_id is None else OF_STEP
+        here = f"{_OF_THREAD} AND {IN_NAMESPACE}"
+        id_, which = ":checkpoint_id", "AND checkpoint_id = :checkpoint_id"
+        if checkpoint_id is None:
+            id_ = f"(SELECT max(checkpoint_id) FROM checkpoints WHERE {here})"
+            which = "ORDER BY checkpoint_id DESC LIMIT 1"
         step = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}
-        found = self._rows(f"SELECT {self.head} FROM checkpoints WHERE {where}", **step)
-        writes = self._rows(WRITES_WHERE.format(where), **step)
-        staged = self._rows(STAGED_WHERE.format(where), **step)  # who goes on from here asks for it next
+        found = self._rows(f"SELECT :thread_id::text, {_HEAD} FROM checkpoints WHERE {here} {which}", **step)
+        writes = self._writes(f"{here} AND checkpoint_id = id_key({id_})", **step)
+        waiting = STAGED_WHERE.format(f"{OF_THREAD} AND {IN_NAMESPACE} AND checkpoint_id = {id_}")
+        staged = self._rows(waiting, **step)  # who goes on from here asks for it next
         if (row := next(found, None)) is None:
             return None
-        head = self._head(row)
+        head = self._head_of(row)
         self._staged = (head.step, staged)
-        return with_writes(head, writes)
+        return self._with_writes(head, writes)
 
     def staged(self, step: StepKey) -> list[StagedDraft]:
         asked, rows = self._staged or (None, None)
@@ -185,11 +194,20 @@ class PostgresReader(SQLReader):
 
     def sizes(self) -> dict[str, int]:
         each = [f"(SELECT coalesce(sum(pg_column_size({table}.*)), 0)::bigint FROM {table})" for table in COUNTED]
-        each.append("(" + " + ".join(f"pg_total_relation_size('{table}')" for table in COUNTED) + ")")
+        tables = (*COUNTED, "threads")
+        each.append("(" + " + ".join(f"pg_total_relation_size('{table}')" for table in tables) + ")")
         row = self._one("SELECT " + ", ".join(each))
         assert row is not None
         return dict(zip((*COUNTED, "total"), row, strict=True))
 
     def dump(self, table: str) -> Iterator[Row]:
-        for row in self._in_chunks(postgres_rows.dump_query(table), {}, _MOVED_CHUNK):
-            yield postgres_rows.dumped(table, row)
+        rows = self._in_chunks(postgres_rows.dump_query(table), {}, _MOVED_CHUNK)
+        listed = self._listed() if table == "elements" else None
+        for row in rows:
+            if listed is None or row[0] in listed:
+                yield postgres_rows.dumped(table, row)
+
+    def _listed(self) -> set[int]:
+        """Elements that are of a list: what only writes refer to moves with them."""
+        rows = self._stream("SELECT elements FROM lists")
+        return {id_ for (elements,) in rows for id_ in load_ids(elements)}

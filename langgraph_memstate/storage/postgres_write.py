@@ -46,7 +46,7 @@ from langgraph_memstate.storage.operations import (
     Touch,
     Unstage,
 )
-from langgraph_memstate.storage.packing import packed
+from langgraph_memstate.storage.postgres_calls import calls_of
 from langgraph_memstate.storage.postgres_checks import check_unchanged, check_unique
 from langgraph_memstate.storage.postgres_link import Connection, Cursor, run, run_rows
 from langgraph_memstate.storage.postgres_log import (
@@ -64,7 +64,7 @@ from langgraph_memstate.storage.postgres_log import (
     touch,
 )
 from langgraph_memstate.storage.postgres_rows import clear, load
-from langgraph_memstate.storage.postgres_values import copy_values, put_values, sweep
+from langgraph_memstate.storage.postgres_values import NUMBER, THREAD, copy_rows, number_of, sweep
 from langgraph_memstate.storage.postgres_vectors import Places, put_indexed
 from langgraph_memstate.storage.values import StepKey
 
@@ -76,18 +76,19 @@ class Sweep:
     thread_id: str
 
 
-Run = Callable[[Connection, Any], Cursor | None]
+Run = Callable[[Connection, Any], None]
 RunWithPlaces = Callable[[Connection, Any, Places], None]
 
-THIS_STEP = "thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s"
 
-
-def run_op(conn: Connection, op: Op | Sweep, places: Places) -> Cursor | None:
+def run_op(conn: Connection, op: Op | Sweep, places: Places) -> list[Cursor]:
     """Run one operation inside the caller's transaction. Returns, as rows to come, the threads to be swept after it."""
+    if (calls := calls_of(op)) is not None:
+        return [run(conn, f"SELECT {function}", *parameters) for function, parameters in calls]
     if (run_it := _RUN.get(type(op))) is not None:
-        return run_it(conn, op)
-    _RUN_WITH_PLACES[type(op)](conn, op, places)
-    return None
+        run_it(conn, op)
+    else:
+        _RUN_WITH_PLACES[type(op)](conn, op, places)
+    return []
 
 
 # -- locks ------------------------------------------------------------------------------------------
@@ -123,144 +124,62 @@ def _thread_of(op: Op | Sweep) -> str | None:
 
 # -- checkpoints ------------------------------------------------------------------------------------
 
-# The database fills in the sequence.
-_PUT_CHECKPOINT = (
-    "SELECT thread_id FROM (VALUES (%s)) AS put (thread_id) WHERE put_checkpoint("
-    "ROW(thread_id, %s, %s, %s, %s, 0, %s, %s, %s, %s, %s::text[], %s::text[])::checkpoints)"
-)
-_CHECKPOINT_KEY = ("thread_id", "checkpoint_ns", "checkpoint_id")
-_CHECKPOINT_REST = (
-    "parent_id", "run_id", "seq", "ts", "head_type", "head", "metadata", "channels", "value_ids",
-)  # fmt: skip
-
-
-def _replacing(key: Sequence[str], rest: Sequence[str]) -> str:
-    return f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(f'{name} = EXCLUDED.{name}' for name in rest)}"
-
-
-def _put_checkpoint(conn: Connection, op: PutCheckpoint) -> Cursor:
-    put_values(conn, op)
-    return run(
-        conn, _PUT_CHECKPOINT,
-        *op.step, op.parent_id, op.run_id, op.ts, op.head.type, packed(op.head.data), op.metadata,
-        list(op.manifest), list(op.manifest.values()),
-    )  # fmt: skip
-
 
 def _sweep(conn: Connection, op: Sweep) -> None:
     sweep(conn, op.thread_id)
 
 
-def _put_writes(conn: Connection, op: PutWrites) -> None:
-    special = {row.idx: row for row in op.rows if row.idx < 0}
-    regular = [row for row in op.rows if row.idx >= 0]
-    key = (*_CHECKPOINT_KEY, "task_id", "idx")
-    for rows, conflict in (
-        (list(special.values()), _replacing(key, ("task_path", "channel", "type", "data"))),
-        (regular, "ON CONFLICT DO NOTHING"),
-    ):
-        run_rows(
-            conn,
-            "INSERT INTO writes SELECT %(thread)s, %(ns)s, %(id)s, %(path)s, %(task)s, * FROM {rows} AS fresh "
-            + conflict,
-            "int text text bytea",
-            [(row.idx, row.channel, row.value.type, packed(row.value.data)) for row in rows],
-            **_of_task(op.step, op.task_id), path=op.task_path,
-        )  # fmt: skip
-
-
-def _of_task(step: StepKey, task_id: str) -> dict[str, str]:
-    return {"thread": step.thread_id, "ns": step.checkpoint_ns, "id": step.checkpoint_id, "task": task_id}
-
-
-def _drop_writes(conn: Connection, op: DropWrites) -> None:
-    query = f"DELETE FROM writes WHERE {THIS_STEP} AND task_id = %s AND idx = ANY(%s::int[])"
-    run(conn, query, *op.step, op.task_id, list(op.idxs))
-
-
 def _delete_thread(conn: Connection, op: DeleteThread) -> None:
-    for table in ("checkpoints", "channel_values", "lists", "elements", "writes", "staged"):
+    for table in ("checkpoints", "channel_values", "lists", "elements", "writes"):
+        run(conn, f"DELETE FROM {table} WHERE thread = {NUMBER}", thread=op.thread_id)
+    for table in ("staged", "threads"):
         run(conn, f"DELETE FROM {table} WHERE thread_id = %s", op.thread_id)
 
 
 def _delete_runs(conn: Connection, op: DeleteRuns) -> None:
     rows = run(
         conn,
-        "SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints WHERE run_id = ANY(%s::text[])",
+        f"SELECT {THREAD}, checkpoint_ns, checkpoint_id FROM checkpoints WHERE run_id = ANY(%s::text[])",
         list(op.run_ids),
     )
     _delete_checkpoints(conn, DeleteCheckpoints(tuple(StepKey(*row) for row in rows.fetchall())))
 
 
 def _delete_checkpoints(conn: Connection, op: DeleteCheckpoints) -> None:
-    key = ", ".join(_CHECKPOINT_KEY)
-    for table in ("checkpoints", "writes", "staged"):
+    numbers = {thread_id: number_of(conn, thread_id) for thread_id in {step.thread_id for step in op.steps}}
+    numbered = [(numbers[thread_id], ns, id_) for thread_id, ns, id_ in op.steps]
+    for table, id_ in (("checkpoints", "id"), ("writes", "id_key(id)")):
         run_rows(
             conn,
-            f"DELETE FROM {table} WHERE ({key}) IN (SELECT * FROM {{rows}} AS gone)",
-            "text text text",
-            op.steps,
+            f"DELETE FROM {table} WHERE (thread, checkpoint_ns, checkpoint_id) IN "
+            f"(SELECT thread, ns, {id_} FROM {{rows}} AS gone (thread, ns, id))",
+            "int text text",
+            numbered,
         )
-    for thread_id in {step.thread_id for step in op.steps}:
+    run_rows(
+        conn,
+        "DELETE FROM staged WHERE (thread_id, checkpoint_ns, checkpoint_id) IN (SELECT * FROM {rows} AS gone)",
+        "text text text",
+        op.steps,
+    )
+    for thread_id in numbers:
         sweep(conn, thread_id)
 
 
 def _copy_thread(conn: Connection, op: CopyThread) -> None:
     if op.source == op.target:
         return
-    columns: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-        "checkpoints": (("checkpoint_ns", "checkpoint_id"), _CHECKPOINT_REST),
-        "writes": (
-            ("checkpoint_ns", "checkpoint_id", "task_id", "idx"),
-            ("task_path", "channel", "type", "data"),
-        ),
-        "staged": (
-            ("checkpoint_ns", "checkpoint_id", "task_id", "ord"),
-            ("task_path", "version", "ns", "key", "draft"),
-        ),
-    }
-    for table, (key, rest) in columns.items():
-        copied = ", ".join((*key, *rest))
-        run(
-            conn,
-            f"INSERT INTO {table} (thread_id, {copied}) SELECT %s, {copied} FROM {table} WHERE thread_id = %s "
-            + _replacing(("thread_id", *key), rest),
-            op.target, op.source,
-        )  # fmt: skip
-    copy_values(conn, op.source, op.target)
-    sweep(conn, op.target)  # a checkpoint may have taken the place of another
-
-
-# -- staged work ------------------------------------------------------------------------------------
-
-
-def _stage(conn: Connection, op: Stage) -> None:
-    """Like the task's writes: the first account of a finished task stays."""
-    run_rows(
+    copied = "checkpoint_ns, checkpoint_id, task_id, ord, task_path, version, ns, key, draft"
+    run(
         conn,
-        "INSERT INTO staged SELECT %(thread)s, %(ns)s, %(id)s, %(task)s, ord, %(path)s, version, ns, key, draft "
-        "FROM {rows} AS fresh (ord, version, ns, key, draft) "
-        "WHERE NOT EXISTS (SELECT 1 FROM facts WHERE facts.version = fresh.version) AND NOT EXISTS (SELECT 1 "
-        "FROM staged AS known WHERE known.thread_id = %(thread)s AND known.checkpoint_ns = %(ns)s "
-        "AND known.checkpoint_id = %(id)s AND known.task_id = %(task)s)",
-        "int text text text text",
-        [
-            (ord_, draft.version, encode_namespace(draft.namespace), draft.key, draft.dumps())
-            for ord_, draft in enumerate(op.drafts)
-        ],
-        **_of_task(op.step, op.task_id), path=op.task_path,
+        f"INSERT INTO staged (thread_id, {copied}) SELECT %s, {copied} FROM staged WHERE thread_id = %s "
+        "ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, ord) DO UPDATE SET "
+        "task_path = EXCLUDED.task_path, version = EXCLUDED.version, ns = EXCLUDED.ns, key = EXCLUDED.key, "
+        "draft = EXCLUDED.draft",
+        op.target, op.source,
     )  # fmt: skip
-
-
-def _unstage(conn: Connection, op: Unstage) -> None:
-    if op.task_id is None:
-        run(conn, f"DELETE FROM staged WHERE {THIS_STEP}", *op.step)
-    else:
-        run(conn, f"DELETE FROM staged WHERE {THIS_STEP} AND task_id = %s", *op.step, op.task_id)
-
-
-def _drain(conn: Connection, op: Drain) -> None:
-    run(conn, "SELECT drain(%s, %s, %s, %s::text[])", *op.step, list(op.expected))
+    copy_rows(conn, op.source, op.target)
+    sweep(conn, op.target)  # a checkpoint may have taken the place of another
 
 
 def _expect(conn: Connection, op: Expect) -> None:
@@ -275,7 +194,12 @@ def _expect(conn: Connection, op: Expect) -> None:
         ],
     )
     latest = [
-        run(conn, "SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = %s AND checkpoint_ns = %s", *step[:2])
+        run(
+            conn,
+            f"SELECT max(checkpoint_id) FROM checkpoints WHERE thread = {NUMBER} AND checkpoint_ns = %(ns)s",
+            thread=step.thread_id,
+            ns=step.checkpoint_ns,
+        )
         for step in op.latest
     ]
     if changed is not None and (row := changed.fetchone()) is not None:
@@ -288,13 +212,7 @@ def _expect(conn: Connection, op: Expect) -> None:
 
 _RUN: dict[type, Run] = {
     Expect: _expect,
-    PutCheckpoint: _put_checkpoint,
     Sweep: _sweep,
-    PutWrites: _put_writes,
-    DropWrites: _drop_writes,
-    Stage: _stage,
-    Unstage: _unstage,
-    Drain: _drain,
     CheckUnchanged: check_unchanged,
     CheckUnique: check_unique,
     Append: append,

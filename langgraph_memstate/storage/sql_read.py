@@ -26,7 +26,6 @@ from langgraph_memstate.facts import (
 from langgraph_memstate.storage.base import COUNTED, Reader
 from langgraph_memstate.storage.checks import makes_claim
 from langgraph_memstate.storage.operations import PutIndexMeta
-from langgraph_memstate.storage.packing import unpacked
 from langgraph_memstate.storage.rows import (
     COLUMNS,
     ITEM,
@@ -51,17 +50,15 @@ from langgraph_memstate.storage.values import (
 
 LIVE = "(items.expires_at IS NULL OR items.expires_at > :now)"
 UNDER = "items.ns >= :low AND items.ns < :high"
-OF_STEP = "thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns AND checkpoint_id = :checkpoint_id"
-OF_NAMESPACE = "thread_id = :thread_id AND checkpoint_ns = :checkpoint_ns"
+OF_THREAD = "thread_id = :thread_id"
+IN_NAMESPACE = "checkpoint_ns = :checkpoint_ns"
+IN_STEP = f"{IN_NAMESPACE} AND checkpoint_id = :checkpoint_id"
+OF_STEP = f"{OF_THREAD} AND {IN_STEP}"
 
-WRITES_WHERE = (
-    "SELECT task_id, task_path, channel, type, data, idx FROM writes WHERE {} ORDER BY task_path, task_id, idx"
-)
 STAGED_WHERE = (
     f"SELECT task_id, task_path, draft FROM staged WHERE {NOT_LANDED} AND {{}} ORDER BY task_path, task_id, ord"
 )
-WRITES, STAGED = WRITES_WHERE.format(OF_STEP), STAGED_WHERE.format(OF_STEP)
-_ORDER = ("checkpoint_id", "thread_id", "checkpoint_ns")
+STAGED = STAGED_WHERE.format(OF_STEP)
 _VECTOR = "vectors.vector_id, vectors.ord, embeddings.vector"
 _SCORES = (
     "JOIN vectors ON vectors.version = items.version AND vectors.index_name = :index "
@@ -83,8 +80,16 @@ SqlRow = tuple[Any, ...]
 class SQLReader(Reader):
     """Reads of one open transaction. With `seq`, items are those of that moment: the rows of `past`."""
 
+    thread = "thread_id"
+    """the thread of a checkpoint, in SQL"""
+    of_thread = OF_THREAD
+    """that a checkpoint is of the thread that is bound"""
     head: str
-    """the columns of a checkpoint; from the ninth on, those of its manifest"""
+    """the columns of a checkpoint: its key, what it is based on, its sequence, and what else `_head` takes"""
+    written: str
+    """the columns of a write: task, path, channel, index, and what `_value` takes"""
+    writes_of_step = OF_STEP
+    """that a write is one of the step that is bound"""
     past: str
     """the items as they were at `:seq`, in SQL"""
 
@@ -111,8 +116,12 @@ class SQLReader(Reader):
         """Texts as one value to bind."""
 
     @abstractmethod
-    def _manifest(self, columns: Sequence[Any]) -> Mapping[str, str]:
-        """A manifest. Raises ValueError, which says what it is that is none."""
+    def _head(self, step: StepKey, parent_id: str | None, seq: int, *columns: Any) -> StoredHead:
+        """A checkpoint. Raises CorruptRowError."""
+
+    @abstractmethod
+    def _value(self, *columns: Any) -> Blob:
+        """A serialised value. Raises CorruptRowError."""
 
     def _one(self, query: str, **bound: Any) -> SqlRow | None:
         return next(self._rows(query, **bound), None)
@@ -134,57 +143,72 @@ class SQLReader(Reader):
     ) -> list[StoredCheckpoint]:
         wanted = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}
         bound: dict[str, Any] = {column: value for column, value in wanted.items() if value is not None}
-        where = [f"{column} = :{column}" for column in bound]
+        where = [self.of_thread if column == "thread_id" else f"{column} = :{column}" for column in bound]
         if isinstance(before, tuple):
-            where.append(f"({', '.join(_ORDER)}) < ({', '.join(f':before_{column}' for column in _ORDER)})")
-            bound |= {f"before_{column}": value for column, value in zip(_ORDER, before, strict=True)}
+            where.append(f"(checkpoint_id, {self.thread}, checkpoint_ns) < (:before_id, :before_thread, :before_ns)")
+            bound |= zip(("before_id", "before_thread", "before_ns"), before, strict=True)
         elif before is not None:
             where.append("checkpoint_id < :before")
             bound["before"] = before
         rows = self._rows(
             f"SELECT {self.head} FROM checkpoints "
             + (f"WHERE {' AND '.join(where)} " if where else "")
-            + f"ORDER BY {', '.join(f'{column} DESC' for column in _ORDER)} LIMIT :limit",
+            + f"ORDER BY checkpoint_id DESC, {self.thread} DESC, checkpoint_ns DESC LIMIT :limit",
             limit=at_most(limit), **bound,
         )  # fmt: skip
-        heads = list(map(self._head, rows))
-        writes = [self._rows(WRITES, **head.step._asdict()) for head in heads]
-        return [with_writes(head, asked) for head, asked in zip(heads, writes, strict=True)]
+        heads = list(map(self._head_of, rows))
+        writes = [self._writes(self.writes_of_step, **head.step._asdict()) for head in heads]
+        return [self._with_writes(head, asked) for head, asked in zip(heads, writes, strict=True)]
 
     def ancestors(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> Iterator[StoredHead]:
         wanted = self.latest_id(thread_id, checkpoint_ns) if checkpoint_id is None else checkpoint_id
         while wanted is not None:
             step = StepKey(thread_id, checkpoint_ns, wanted)
-            row = self._one(f"SELECT {self.head} FROM checkpoints WHERE {OF_STEP}", **step._asdict())
+            query = f"SELECT {self.head} FROM checkpoints WHERE {self.of_thread} AND {IN_STEP}"
+            row = self._one(query, **step._asdict())
             if row is None:
                 return
-            yield self._head(row)
+            yield self._head_of(row)
             wanted = row[3]
 
     def heads(self, thread_id: str, checkpoint_ns: str) -> Iterator[StoredHead]:
         rows = self._stream(
-            f"SELECT {self.head} FROM checkpoints WHERE {OF_NAMESPACE} ORDER BY checkpoint_id DESC",
+            f"SELECT {self.head} FROM checkpoints WHERE {self.of_thread} AND {IN_NAMESPACE} "
+            "ORDER BY checkpoint_id DESC",
             thread_id=thread_id, checkpoint_ns=checkpoint_ns,
         )  # fmt: skip
-        yield from map(self._head, rows)
+        yield from map(self._head_of, rows)
 
     def checkpoint_namespaces(self, thread_id: str) -> list[str]:
-        query = "SELECT DISTINCT checkpoint_ns FROM checkpoints WHERE thread_id = :thread_id"
+        query = f"SELECT DISTINCT checkpoint_ns FROM checkpoints WHERE {self.of_thread}"
         return sorted(ns for (ns,) in self._rows(query, thread_id=thread_id))
 
     def latest_id(self, thread_id: str, checkpoint_ns: str) -> str | None:
-        query = f"SELECT max(checkpoint_id) FROM checkpoints WHERE {OF_NAMESPACE}"
+        query = f"SELECT max(checkpoint_id) FROM checkpoints WHERE {self.of_thread} AND {IN_NAMESPACE}"
         row = self._one(query, thread_id=thread_id, checkpoint_ns=checkpoint_ns)
         return None if row is None else row[0]
 
-    def _head(self, row: SqlRow) -> StoredHead:
+    def _head_of(self, row: SqlRow) -> StoredHead:
         step = StepKey(*row[:3])
-        parent_id, seq, ts, head_type, head, metadata, *columns = row[3:]
         try:
-            manifest = self._manifest(columns)
-        except ValueError as error:
-            raise CorruptRowError(f"checkpoint {step.checkpoint_id}: its manifest {error}") from error
-        return StoredHead(step, parent_id, seq, ts, Blob(head_type, _unpacked(step, head)), metadata, manifest)
+            return self._head(step, *row[3:])
+        except CorruptRowError as error:
+            raise CorruptRowError(f"checkpoint {step.checkpoint_id}: {error}") from error
+
+    def _writes(self, where: str, **bound: Any) -> Iterator[SqlRow]:
+        """What `_with_writes` takes."""
+        return self._rows(f"SELECT {self.written} FROM writes WHERE {where} ORDER BY task_path, task_id, idx", **bound)
+
+    def _with_writes(self, head: StoredHead, rows: Iterable[SqlRow]) -> StoredCheckpoint:
+        try:
+            return head.with_writes(
+                [
+                    StoredWrite(task_id, task_path, channel, self._value(*value), idx)
+                    for task_id, task_path, channel, idx, *value in rows
+                ]
+            )
+        except CorruptRowError as error:
+            raise CorruptRowError(f"checkpoint {head.step.checkpoint_id}: {error}") from error
 
     # -- items and the log --------------------------------------------------------------------------
 
@@ -374,14 +398,6 @@ class SQLReader(Reader):
         return dict(zip(COUNTED, row, strict=True))
 
 
-def with_writes(head: StoredHead, rows: Iterable[SqlRow]) -> StoredCheckpoint:
-    writes = [
-        StoredWrite(task_id, task_path, channel, Blob(type_, _unpacked(head.step, data)), idx)
-        for task_id, task_path, channel, type_, data, idx in rows
-    ]
-    return head.with_writes(writes)
-
-
 def staged_of(rows: Iterable[SqlRow]) -> list[StagedDraft]:
     return [StagedDraft(task_id, task_path, Draft.loads(draft)) for task_id, task_path, draft in rows]
 
@@ -395,10 +411,3 @@ def range_of(prefix: Sequence[str]) -> dict[str, str]:
     """What `UNDER` needs."""
     low, high = namespace_range(prefix)
     return {"low": low, "high": high}
-
-
-def _unpacked(step: StepKey, stored: object) -> bytes:
-    try:
-        return unpacked(stored)
-    except CorruptRowError as error:
-        raise CorruptRowError(f"checkpoint {step.checkpoint_id}: {error}") from error

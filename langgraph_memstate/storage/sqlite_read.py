@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from langgraph_memstate.facts import Record
 from langgraph_memstate.filters import Condition
 from langgraph_memstate.storage import sqlite_rows, sqlite_values
 from langgraph_memstate.storage.base import COUNTED
+from langgraph_memstate.storage.packing import unpacked
 from langgraph_memstate.storage.rows import ITEM, record_of
 from langgraph_memstate.storage.sql_read import (
+    IN_NAMESPACE,
     LIVE,
-    OF_NAMESPACE,
     OF_STEP,
+    OF_THREAD,
     STAGED,
     UNDER,
-    WRITES,
     SQLReader,
     SqlRow,
     range_of,
     staged_of,
-    with_writes,
 )
 from langgraph_memstate.storage.sqlite_checks import sought
-from langgraph_memstate.storage.tables import Row
+from langgraph_memstate.storage.tables import Row, load_manifest
 from langgraph_memstate.storage.values import (
     AncestorWrite,
     Blob,
@@ -36,12 +36,13 @@ from langgraph_memstate.storage.values import (
     StagedDraft,
     StepKey,
     StoredCheckpoint,
+    StoredHead,
     StoredList,
 )
 
 _HEAD = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, head_type, head, metadata, manifest"
 _STEP = f"SELECT {_HEAD} FROM checkpoints WHERE {OF_STEP}"
-_LATEST = f"SELECT {_HEAD} FROM checkpoints WHERE {OF_NAMESPACE} ORDER BY checkpoint_id DESC LIMIT 1"
+_LATEST = f"SELECT {_HEAD} FROM checkpoints WHERE {OF_THREAD} AND {IN_NAMESPACE} ORDER BY checkpoint_id DESC LIMIT 1"
 _MANY = 2_000  # items of a prefix, from which on its latest are looked for before all of them are sorted
 _RECENT = 50_000  # sequences that are looked through for that: some milliseconds, if it was in vain
 _COMPARISONS = {"=": "=", ">=": ">=", "<=": "<="}
@@ -49,6 +50,7 @@ _COMPARISONS = {"=": "=", ">=": ">=", "<=": "<="}
 
 class SQLiteReader(SQLReader):
     head = _HEAD
+    written = "task_id, task_path, channel, idx, type, data"
     past = (
         "(SELECT ns, key, version, value, created_at, ts AS updated_at, seq, ts + ttl * 60 AS expires_at, ttl, type "
         "FROM facts WHERE seq <= :seq AND value IS NOT NULL AND NOT EXISTS (SELECT 1 FROM facts AS later "
@@ -71,12 +73,13 @@ class SQLiteReader(SQLReader):
     def _texts(self, texts: Sequence[str]) -> str:
         return json.dumps(list(texts))
 
-    def _manifest(self, columns: Sequence[Any]) -> Mapping[str, str]:
-        (text,) = columns
-        try:
-            return dict(json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise ValueError("is not JSON") from error
+    def _head(self, step: StepKey, parent_id: str | None, seq: int, *columns: Any) -> StoredHead:
+        ts, type_, head, metadata, manifest = columns
+        return StoredHead(step, parent_id, seq, ts, Blob(type_, unpacked(head)), metadata, load_manifest(manifest))
+
+    def _value(self, *columns: Any) -> Blob:
+        type_, data = columns
+        return Blob(type_, unpacked(data))
 
     def meta(self, key: str) -> str | None:
         """What the database says of itself."""
@@ -92,8 +95,8 @@ class SQLiteReader(SQLReader):
         )  # fmt: skip
         if row is None:
             return None
-        head = self._head(row)
-        return with_writes(head, self._rows(WRITES, **head.step._asdict()))
+        head = self._head_of(row)
+        return self._with_writes(head, self._writes(OF_STEP, **head.step._asdict()))
 
     def staged(self, step: StepKey) -> list[StagedDraft]:
         return staged_of(self._rows(STAGED, **step._asdict()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, Protocol
 
 from langgraph_memstate.facts import Draft, IndexPaths, Namespace, Pattern, Record
@@ -25,6 +27,19 @@ class Blob(NamedTuple):
 
     type: str
     data: bytes
+
+
+def digest_of(blob: Blob) -> bytes:
+    """16 bytes that say which value it is."""
+    type_, data = blob
+    hash = _hash_of(type_).copy()
+    hash.update(data)
+    return hash.digest()
+
+
+@lru_cache(maxsize=16)
+def _hash_of(type_: str) -> blake2b:
+    return blake2b(type_.encode() + b"\0", digest_size=16)
 
 
 class ListValue(NamedTuple):

@@ -17,7 +17,7 @@ from langgraph_memstate.storage.operations import (
     Stage,
     Unstage,
 )
-from langgraph_memstate.storage.values import Blob, StepKey
+from langgraph_memstate.storage.values import Blob, StepKey, digest_of
 from langgraph_memstate.testing.samples import (
     ODD,
     append,
@@ -33,6 +33,11 @@ from langgraph_memstate.testing.samples import (
     writes,
 )
 
+LIKE_IDS = (
+    "0" * 32, "0" * 31, "0" * 33, "A" * 32, "g" * 32, "-" * 36, "1f1e75b1-585e-6996-8bb6-134ff0922017",
+    "1F1E75B1-585E-6996-8BB6-134FF0922017", "1f1e75b1585e-6996-8bb6--134ff0922017", "é" * 16, "é" * 18,
+)  # fmt: skip
+LARGE = bytes(range(256)) * 2  # more than a storage repeats
 THREAD_TABLES = ("checkpoints", "channel_values", "lists", "elements", "writes", "staged")
 
 
@@ -162,6 +167,23 @@ class CheckpointContract:
                 {letter for number in left for letter in whole[number]}
             )
 
+    @pytest.mark.parametrize("name", [name for name in (*ODD, *LIKE_IDS) if "\0" not in name])
+    def test_any_channel_value_and_task_is_found_again(self, storage: Storage, name: str) -> None:
+        first = checkpoint(1, lists={name: (name, listed(b"x"))}, elements=elements(b"x"))
+        commit(storage, first, writes(1, name, (0, name, LARGE), path=name))
+        commit(storage, checkpoint(2, parent=1), checkpoint(3, reused={"l": name}))
+        with storage.snapshot() as reader:
+            ((channel, list_id, write),) = reader.ancestor_writes(step(2), [name])
+            assert write is not None
+            assert (channel, list_id, write.task_id, write.value.data) == (name, name, name, LARGE)
+            assert [version.value_id for version in reader.list_chain("t", name)] == [name]
+        commit(storage, DeleteCheckpoints((step(1),)))
+        with storage.snapshot() as reader:
+            assert read_list(reader, name) == [b"element x"]
+        commit(storage, DeleteCheckpoints((step(3),)))
+        with storage.snapshot() as reader:
+            assert stored(reader, "lists", "elements", "writes") == {"lists": 0, "elements": 0, "writes": 0}
+
     # -- writes and staged work ---------------------------------------------------------------------
 
     def test_the_first_regular_write_stays_and_special_ones_are_replaced(self, storage: Storage) -> None:
@@ -180,6 +202,68 @@ class CheckpointContract:
         commit(storage, DropWrites(step(1), "b", (-1, 1, 7)))
         with storage.snapshot() as reader:
             assert stored(reader, "writes") == {"writes": 4}
+
+    def test_a_large_write_and_a_list_that_has_its_value_stand_alone(self, storage: Storage) -> None:
+        digest = digest_of(Blob("bytes", LARGE))
+        commit(
+            storage, checkpoint(1), writes(1, "a", (0, "l", LARGE)), writes(1, "b", (0, "l", LARGE), (-1, "e", LARGE))
+        )
+        fresh = {digest: Blob("bytes", LARGE)}
+        commit(storage, checkpoint(2, parent=1, lists={"l": ("1", listed(digest))}, elements=fresh))
+        more = listed(digest, base="1", keep=1, depth=2)
+        commit(
+            storage, checkpoint(3, parent=2, lists={"l": ("2", more)}, elements=fresh), writes(3, "c", (0, "l", LARGE))
+        )
+
+        def written(number: int) -> list[bytes]:
+            found = reader.checkpoint(*step(number))
+            assert found is not None
+            return [one.value.data for one in found.writes]
+
+        with storage.snapshot() as reader:
+            assert (written(1), written(3)) == ([LARGE] * 3, [LARGE])
+            assert [one.write and one.write.value.data for one in reader.ancestor_writes(step(2), ["l"])] == [LARGE] * 2
+        commit(storage, DeleteCheckpoints((step(2), step(3))))
+        with storage.snapshot() as reader:
+            assert written(1) == [LARGE] * 3
+            assert stored(reader, "lists") == {"lists": 0}
+        commit(storage, checkpoint(2, parent=1, lists={"l": ("1", listed(digest))}, elements=fresh))
+        commit(storage, DropWrites(step(1), "a", (0,)), DropWrites(step(1), "b", (0,)))
+        with storage.snapshot() as reader:
+            assert written(1) == [LARGE]
+            assert read_list(reader, "1") == [LARGE]
+        commit(storage, DeleteCheckpoints((step(2),)))
+        with storage.snapshot() as reader:
+            assert stored(reader, "lists", "elements", "writes") == {"lists": 0, "elements": 0, "writes": 1}
+
+    def test_nothing_is_left_of_a_large_write_that_is_dropped(self, storage: Storage) -> None:
+        commit(storage, checkpoint(1), writes(1, "a", (0, "x", LARGE), (1, "y", b"1")))
+        commit(storage, writes(1, "a", (0, "x", LARGE + b"another"), (1, "y", LARGE)))  # the first stay
+        with storage.snapshot() as reader:
+            found = reader.checkpoint(*step(1))
+            assert found is not None
+            assert [one.value.data for one in found.writes] == [LARGE, b"1"]
+        commit(storage, DropWrites(step(1), "a", (0,)))
+        with storage.snapshot() as reader:
+            assert stored(reader, "elements", "writes") == {"elements": 0, "writes": 1}
+
+    def test_a_thread_of_large_writes_is_copied_deleted_and_put_again(self, storage: Storage) -> None:
+        commit(storage, checkpoint(1), writes(1, "a", (0, "x", LARGE)))
+        commit(storage, writes(1, "a", (0, "x", LARGE + b"old"), thread_id="copy"), CopyThread("t", "copy"))
+        commit(storage, DeleteThread("t"))
+        with storage.snapshot() as reader:
+            assert reader.checkpoint("t", "", None) is None
+            found = reader.checkpoint("copy", "", None)
+            assert found is not None
+            assert [one.value.data for one in found.writes] == [LARGE]
+        commit(storage, writes(1, "a", (0, "x", LARGE)), checkpoint(1))
+        with storage.snapshot() as reader:
+            found = reader.checkpoint("t", "", None)
+            assert found is not None
+            assert [one.value.data for one in found.writes] == [LARGE]
+        commit(storage, DeleteThread("t"), DeleteThread("copy"))
+        with storage.snapshot() as reader:
+            assert not any(stored(reader).values())
 
     def test_staged_work_waits_for_its_step(self, storage: Storage) -> None:
         landed, first, second, late = put("landed"), put("1"), put("2"), put("3")

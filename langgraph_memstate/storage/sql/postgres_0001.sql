@@ -15,68 +15,70 @@ CREATE TABLE writers (
 
 -- The LangGraph side -------------------------------------------------------------------------------
 
+-- Rows name their thread by its number. Ids that are only ever compared are bytes; see `id_key` in postgres_0002.sql.
+-- A serialised value and its type are one column; see postgres_packing.py.
+CREATE TABLE threads (
+    id        integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    thread_id text COLLATE "C" NOT NULL UNIQUE
+);
+
 CREATE TABLE checkpoints (
-    thread_id     text COLLATE "C" NOT NULL,
+    seq           bigint NOT NULL,    -- the log's last sequence when the checkpoint committed
+    thread        integer NOT NULL,
     checkpoint_ns text COLLATE "C" NOT NULL,
     checkpoint_id text COLLATE "C" NOT NULL,
-    parent_id     text COLLATE "C",
+    parent_id     bytea,
     run_id        text COLLATE "C",
-    seq           bigint NOT NULL,    -- the log's last sequence when the checkpoint committed
-    ts            text NOT NULL,      -- when it was made: ISO 8601
-    head_type     text NOT NULL,
-    head          bytea NOT NULL,
-    metadata      text NOT NULL,      -- JSON
-    channels      text[] COLLATE "C" NOT NULL,
-    value_ids     text[] COLLATE "C" NOT NULL,  -- one for each channel
-    PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
+    manifest      text NOT NULL,      -- JSON: channel -> value_id, as text
+    head          bytea NOT NULL,     -- with its time and metadata
+    PRIMARY KEY (thread, checkpoint_ns, checkpoint_id)
 );
 CREATE INDEX checkpoints_by_id ON checkpoints (checkpoint_id);
 CREATE INDEX checkpoints_by_run ON checkpoints (run_id) WHERE run_id IS NOT NULL;
 
 -- Equal values of a thread are stored once; value_id is a hash of type and bytes, or of a list's elements.
--- Serialised values are packed; see packing.py.
 CREATE TABLE channel_values (
-    thread_id text COLLATE "C" NOT NULL,
-    value_id  text COLLATE "C" NOT NULL,
-    type      text NOT NULL,
-    data      bytea NOT NULL,
-    PRIMARY KEY (thread_id, value_id)
+    thread   integer NOT NULL,
+    value_id bytea NOT NULL,
+    value    bytea NOT NULL,
+    PRIMARY KEY (thread, value_id)
 );
 
 -- A version of a list: the first `keep` elements of another version (`base`), then these.
 CREATE TABLE lists (
-    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    thread_id text COLLATE "C" NOT NULL,
-    value_id  text COLLATE "C" NOT NULL,
-    kind      text NOT NULL,
-    depth     integer NOT NULL,       -- how many versions led here; says which one is the base
-    base      bigint,                 -- id; its depth is smaller
-    keep      integer NOT NULL,
-    elements  bytea NOT NULL,         -- ids, as packed JSON of their differences
-    UNIQUE (thread_id, value_id)
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    base     bigint,                  -- id; its depth is smaller
+    thread   integer NOT NULL,
+    depth    integer NOT NULL,        -- how many versions led here; says which one is the base
+    keep     integer NOT NULL,
+    value_id bytea NOT NULL,
+    kind     text NOT NULL,
+    elements bytea NOT NULL,          -- ids, as packed JSON of their differences
+    UNIQUE (thread, value_id)
 );
 
--- Equal elements of a thread are stored once; digest is a hash of type and bytes.
+-- Equal elements of a thread's lists, and of its writes, are stored once; digest is a hash of type and bytes.
 CREATE TABLE elements (
-    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    thread_id text COLLATE "C" NOT NULL,
-    digest    bytea NOT NULL,
-    type      text NOT NULL,
-    data      bytea NOT NULL,
-    UNIQUE (thread_id, digest)
+    id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    thread integer NOT NULL,
+    digest bytea NOT NULL,
+    value  bytea NOT NULL,
+    UNIQUE (thread, digest)
 );
 
+-- What a task writes to a list is an element of it soon. So the value of a write is an element, by its digest, unless it
+-- is small or may be replaced.
 CREATE TABLE writes (
-    thread_id     text COLLATE "C" NOT NULL,
-    checkpoint_ns text COLLATE "C" NOT NULL,
-    checkpoint_id text COLLATE "C" NOT NULL,
-    task_path     text COLLATE "C" NOT NULL,
-    task_id       text COLLATE "C" NOT NULL,
+    thread        integer NOT NULL,
     idx           integer NOT NULL,
+    checkpoint_ns text COLLATE "C" NOT NULL,
+    checkpoint_id bytea NOT NULL,
+    task_id       bytea NOT NULL,
+    task_path     text COLLATE "C" NOT NULL,
     channel       text COLLATE "C" NOT NULL,
-    type          text NOT NULL,
-    data          bytea NOT NULL,
-    PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+    digest        bytea NOT NULL,     -- empty where the value is here
+    value         bytea NOT NULL,     -- empty where it is an element
+    PRIMARY KEY (thread, checkpoint_ns, checkpoint_id, task_id, idx)
 );
 
 -- Memory writes of finished tasks whose step has not landed.

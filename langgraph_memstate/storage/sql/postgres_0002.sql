@@ -1,4 +1,5 @@
--- What a commit does in the database itself, so that it need not wait for an answer to know what to send next.
+-- What a commit does in the database itself, so that it need not wait for an answer to know what to send next. Functions
+-- that change the state of a thread say so by its id if it has to be swept afterwards, as something may be free.
 -- An error of class MS is one of the package's own; see postgres_link.py.
 
 -- The turn of a commit: where the tables are, how long (milliseconds) it waits for others and others for it, its locks,
@@ -7,7 +8,7 @@
 -- and `writer` where nobody will ask what has landed.
 CREATE FUNCTION take_turn(
     path text, patience text, durability text, everybody bigint, threads bigint[], writer text, number bigint
-) RETURNS void LANGUAGE plpgsql AS $$
+) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('search_path', path, true), set_config('lock_timeout', patience, true),
         set_config('idle_in_transaction_session_timeout', patience, true);
@@ -21,6 +22,7 @@ BEGIN
         PERFORM pg_advisory_xact_lock(thread) FROM unnest(threads) AS thread;
     END IF;
     UPDATE writers SET committed = number, seen_at = now() WHERE id = writer;
+    RETURN NULL;
 END
 $$;
 
@@ -32,26 +34,66 @@ $$;
 
 -- Checkpoints --------------------------------------------------------------------------------------
 
--- A version of a list whose base and elements are there. `tail` holds digests. Each row is looked up by its key: a plan
--- that is kept since the tables were empty is as good when they are large.
-CREATE FUNCTION put_list(
-    thread text, list text, kind text, depth integer, base_list text, keep integer, tail bytea[]
-) RETURNS void LANGUAGE plpgsql AS $$
+-- An id as bytes: a UUID, and a hash in 32 digits, take half the room. The first byte says what it is.
+CREATE FUNCTION id_key(id text) RETURNS bytea IMMUTABLE STRICT PARALLEL SAFE LANGUAGE plpgsql AS $$
+BEGIN
+    IF octet_length(id) = 32 AND ltrim(id, '0123456789abcdef') = '' THEN
+        RETURN '\x01'::bytea || decode(id, 'hex');
+    ELSIF octet_length(id) = 36 AND id LIKE '________-____-____-____-____________'
+        AND translate(id, '0123456789abcdef', '') = '----'  -- in a third of the time that a regular expression takes
+    THEN
+        RETURN '\x02'::bytea || uuid_send(id::uuid);
+    END IF;
+    RETURN '\x00'::bytea || convert_to(id, 'UTF8');
+END
+$$;
+
+CREATE FUNCTION id_text(key bytea) RETURNS text STABLE PARALLEL SAFE LANGUAGE sql AS $$
+    SELECT CASE get_byte(key, 0)
+        WHEN 1 THEN encode(substring(key FROM 2), 'hex')
+        WHEN 2 THEN encode(substring(key FROM 2), 'hex')::uuid::text
+        ELSE convert_from(substring(key FROM 2), 'UTF8')
+    END
+$$;
+
+-- The number of a thread, which it gets with its first row.
+CREATE FUNCTION number_of(name text) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
+    number integer := (SELECT id FROM threads WHERE thread_id = name);
+BEGIN
+    IF number IS NULL THEN
+        INSERT INTO threads (thread_id) VALUES (name) RETURNING id INTO number;
+    END IF;
+    RETURN number;
+END
+$$;
+
+-- A version of a list whose base is there, and whose elements are, or come with it. `tail` and `digests` hold digests.
+-- Each row is looked up by its key: a plan that is kept since the tables were empty is as good when they are large.
+CREATE FUNCTION put_list(
+    thread_id text, list text, kind text, depth integer, base_list text, keep integer, tail bytea[],
+    digests bytea[], packed bytea[]
+) RETURNS text LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
+DECLARE
+    number integer := number_of(thread_id);
+    key bytea := id_key(list);
     based_on bigint;
     ids bigint[];
     id bigint;
     before bigint := 0;
     steps text[] := '{}';
 BEGIN
-    IF EXISTS (SELECT 1 FROM lists WHERE thread_id = thread AND value_id = list) THEN
-        RETURN;
+    IF EXISTS (SELECT 1 FROM lists WHERE thread = number AND value_id = key) THEN
+        RETURN NULL;
     END IF;
     IF base_list IS NOT NULL THEN
-        based_on := (SELECT lists.id FROM lists WHERE thread_id = thread AND value_id = base_list);
+        based_on := (SELECT lists.id FROM lists WHERE thread = number AND value_id = id_key(base_list));
     END IF;
+    INSERT INTO elements (thread, digest, value)
+    SELECT number, fresh.digest, fresh.value FROM unnest(digests, packed) AS fresh (digest, value)
+    WHERE (SELECT held.id FROM elements AS held WHERE held.thread = number AND held.digest = fresh.digest) IS NULL;
     ids := ARRAY(
-        SELECT (SELECT elements.id FROM elements WHERE elements.thread_id = thread AND elements.digest = wanted)
+        SELECT (SELECT elements.id FROM elements WHERE elements.thread = number AND elements.digest = wanted)
         FROM unnest(tail) AS wanted
     );
     IF array_position(ids, NULL) IS NOT NULL OR (based_on IS NULL AND base_list IS NOT NULL) THEN
@@ -61,39 +103,139 @@ BEGIN
         steps := steps || (id - before)::text;
         before := id;
     END LOOP;
-    INSERT INTO lists (thread_id, value_id, kind, depth, base, keep, elements) VALUES (
-        thread, list, kind, depth, based_on, keep,
+    INSERT INTO lists (thread, value_id, kind, depth, base, keep, elements) VALUES (
+        number, key, kind, depth, based_on, keep,
         '\x00'::bytea || convert_to('[' || array_to_string(steps, ',') || ']', 'UTF8')
     );
+    RETURN NULL;
 END
 $$;
 
--- A checkpoint whose values are there. Says whether it took the place of one with other values, which may be free now.
-CREATE FUNCTION put_checkpoint(put checkpoints) RETURNS boolean LANGUAGE plpgsql AS $$
+-- A checkpoint, of whose values some are there (`reused`: ids) and some come with it (`fresh`). Where it takes the place
+-- of one with other values, these may be free.
+CREATE FUNCTION put_checkpoint(
+    thread_id text, ns text, id text, parent text, run text, new_manifest text, packed_head bytea, reused text[],
+    fresh text[], packed bytea[]
+) RETURNS text LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
+    number integer := number_of(thread_id);
     wanted text;
-    replaced text[];
+    key bytea;
+    replaced text;
+    put checkpoints;
 BEGIN
-    FOREACH wanted IN ARRAY put.value_ids LOOP
-        IF NOT EXISTS (SELECT 1 FROM channel_values WHERE thread_id = put.thread_id AND value_id = wanted)
-            AND NOT EXISTS (SELECT 1 FROM lists WHERE thread_id = put.thread_id AND value_id = wanted)
+    IF fresh IS NOT NULL THEN
+        INSERT INTO channel_values
+        SELECT number, id_key(given.id), given.value FROM unnest(fresh, packed) AS given (id, value)
+        ON CONFLICT DO NOTHING;
+    END IF;
+    FOREACH wanted IN ARRAY reused LOOP
+        key := id_key(wanted);
+        IF NOT EXISTS (SELECT 1 FROM channel_values WHERE thread = number AND value_id = key)
+            AND NOT EXISTS (SELECT 1 FROM lists WHERE thread = number AND value_id = key)
         THEN
             PERFORM refuse_race('values of the checkpoint before this one were deleted meanwhile');
         END IF;
     END LOOP;
-    DELETE FROM checkpoints
-    WHERE thread_id = put.thread_id AND checkpoint_ns = put.checkpoint_ns AND checkpoint_id = put.checkpoint_id
-    RETURNING value_ids INTO replaced;
-    put.seq := (SELECT coalesce(max(seq), 0) FROM facts);
+    put := ROW(
+        (SELECT coalesce(max(seq), 0) FROM facts), number, ns, id, id_key(parent), run, new_manifest, packed_head
+    );
+    INSERT INTO checkpoints SELECT put.* ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        RETURN NULL;
+    END IF;
+    DELETE FROM checkpoints WHERE thread = number AND checkpoint_ns = ns AND checkpoint_id = id
+    RETURNING manifest INTO replaced;
     INSERT INTO checkpoints SELECT put.*;
-    RETURN NOT replaced <@ put.value_ids;
+    IF EXISTS (
+        SELECT value FROM json_each_text(replaced::json) EXCEPT SELECT value FROM json_each_text(new_manifest::json)
+    ) THEN
+        RETURN thread_id;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- Writes of a task: the first regular one of an index stays, special ones (below 0) are replaced. Those that come with a
+-- digest are kept as elements.
+CREATE FUNCTION put_writes(
+    thread_id text, ns text, id text, task text, path text, idxs integer[], channels text[], digests bytea[],
+    packed bytea[]
+) RETURNS text LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
+DECLARE
+    number integer := number_of(thread_id);
+    step bytea := id_key(id);
+    task_key bytea := id_key(task);
+BEGIN
+    WITH given AS (
+        SELECT * FROM unnest(idxs, channels, digests, packed) AS one (idx, channel, digest, value)
+    ), fresh AS (
+        INSERT INTO writes (thread, idx, checkpoint_ns, checkpoint_id, task_id, task_path, channel, digest, value)
+        SELECT number, given.idx, ns, step, task_key, path, channel, digest, CASE WHEN digest = '' THEN value ELSE '' END
+        FROM given
+        ON CONFLICT (thread, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE
+        SET task_path = EXCLUDED.task_path, channel = EXCLUDED.channel, value = EXCLUDED.value WHERE writes.idx < 0
+        RETURNING writes.idx
+    )
+    INSERT INTO elements (thread, digest, value)
+    SELECT DISTINCT ON (digest) number, digest, value FROM given JOIN fresh USING (idx)
+    WHERE digest <> ''
+    AND (SELECT held.id FROM elements AS held WHERE held.thread = number AND held.digest = given.digest) IS NULL;
+    RETURN NULL;
+END
+$$;
+
+-- Forget writes of a task. Where they referred to elements, these may be free.
+CREATE FUNCTION drop_writes(thread_id text, ns text, id text, task text, idxs integer[])
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    number integer := number_of(thread_id);
+    shared bigint;
+BEGIN
+    WITH gone AS (
+        DELETE FROM writes
+        WHERE thread = number AND checkpoint_ns = ns AND checkpoint_id = id_key(id) AND task_id = id_key(task)
+        AND idx = ANY(idxs)
+        RETURNING digest
+    )
+    SELECT count(*) INTO shared FROM gone WHERE digest <> '';
+    RETURN CASE WHEN shared > 0 THEN thread_id END;
 END
 $$;
 
 -- Staged work --------------------------------------------------------------------------------------
 
+-- Keep the memory writes of a task, but for those that are in the log; the first account of a finished task stays.
+CREATE FUNCTION stage(
+    thread text, ns text, id text, task text, path text, versions text[], namespaces text[], keys text[], drafts text[]
+) RETURNS text LANGUAGE plpgsql SET plan_cache_mode TO force_generic_plan AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT 1 FROM staged
+        WHERE thread_id = thread AND checkpoint_ns = stage.ns AND checkpoint_id = stage.id AND task_id = task
+    ) THEN
+        INSERT INTO staged (
+            thread_id, checkpoint_ns, checkpoint_id, task_id, ord, task_path, version, ns, key, draft
+        )
+        SELECT thread, stage.ns, stage.id, task, given.ord - 1, path, given.version, given.ns, given.key, given.draft
+        FROM unnest(versions, namespaces, keys, drafts) WITH ORDINALITY AS given (version, ns, key, draft, ord)
+        WHERE (SELECT 1 FROM facts WHERE facts.version = given.version) IS NULL;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- Forget what was staged for a step, or for one task of it.
+CREATE FUNCTION unstage(thread text, ns text, id text, task text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM staged WHERE thread_id = thread AND checkpoint_ns = unstage.ns AND checkpoint_id = unstage.id
+    AND (task IS NULL OR task_id = task);
+    RETURN NULL;
+END
+$$;
+
 -- Remove what was staged for a step. What of it is not in the log must be among `expected`.
-CREATE FUNCTION drain(thread text, ns text, id text, expected text[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION drain(thread text, ns text, id text, expected text[]) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     unknown bigint;
 BEGIN
@@ -106,6 +248,7 @@ BEGIN
     IF unknown > 0 THEN
         PERFORM refuse_race(unknown || ' memory writes were staged while the step was committed');
     END IF;
+    RETURN NULL;
 END
 $$;
 
