@@ -161,7 +161,7 @@ def copy_into(items: list[Any], template: Template) -> None:
 
 
 def _copy(message: Message) -> Any:
-    cls, own, containers, names, make_extra, *_ = message
+    cls, own, containers, names, make_extra, _, _ = message
     fields = own.copy()
     for name, make in containers:
         fields[name] = make()
