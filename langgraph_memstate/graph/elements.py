@@ -14,8 +14,7 @@ from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.graph.outlines import is_same
 from langgraph_memstate.graph.slices import is_atom, packed_array
 from langgraph_memstate.graph.templates import ATOMS, Template, template_of
-from langgraph_memstate.storage.values import Blob
-from langgraph_memstate.storage.values import digest_of as digest_of
+from langgraph_memstate.storage.values import Blob, digest_of
 
 _RUN = 256  # bytes of atoms that make one element; anything else is an element of its own
 _SINGLE = frozenset(packed_array([first]) for first in map(bytes, zip(range(256))) if not is_atom(first))

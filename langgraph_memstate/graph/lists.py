@@ -22,7 +22,6 @@ from langgraph_memstate.graph.allocation import gc_paused
 from langgraph_memstate.graph.elements import (
     Element,
     decoded_all,
-    digest_of,
     hashed,
     is_open,
     loaded,
@@ -33,7 +32,7 @@ from langgraph_memstate.graph.elements import (
 from langgraph_memstate.graph.outlines import Outline
 from langgraph_memstate.graph.templates import ATOMS, copy_into
 from langgraph_memstate.storage.base import Reader
-from langgraph_memstate.storage.values import Blob, ListValue, StoredList
+from langgraph_memstate.storage.values import Blob, ListValue, StoredList, digest_of
 
 _STEADY = 4  # times that a list has only grown, from which on it pays to lay out what it is compared with
 _MANY = 64  # objects, from which on it pays to pause the garbage collection
