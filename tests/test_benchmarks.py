@@ -75,9 +75,17 @@ def test_results_name_no_path_of_the_machine() -> None:
 
 
 def quick(case: str, tmp_path: Path) -> list[Row]:
+    """Beside other work, what a saver costs above no saver can come out as nothing: then it is measured again."""
     found = tmp_path / "found.json"
-    main(["--quick", "--rounds", "1", "--only", case, "--folder", str(tmp_path), "--json", str(found)])
-    return Results.read(found).rows
+    shown = {headline.peer for headline in (*HEADLINES, *LEAST)}
+    for rounds in ("1", "5", "9"):
+        folder = tmp_path / rounds
+        folder.mkdir()
+        main(["--quick", "--rounds", rounds, "--only", case, "--folder", str(folder), "--json", str(found)])
+        rows = Results.read(found).rows
+        if not any(row.contender in shown and row.median is not None and row.median <= 0 for row in rows):
+            break
+    return rows
 
 
 @pytest.mark.parametrize("case", CHEAP)
