@@ -94,22 +94,20 @@ class ChannelValues:
             CorruptRowError: a value is not there, or not what was written; the message names the checkpoint.
         """
         seen: dict[int, Element] = {}
-        return [self._fetch(reader, serde, stored.step, stored.manifest, seen) for stored in page]
+        return [self.fetch_some(reader, serde, stored.step, stored.manifest, seen) for stored in page]
 
     def fetch_some(
-        self, reader: Reader, serde: SerializerProtocol, step: StepKey, manifest: Mapping[str, str]
-    ) -> Fetched:
-        """The values of some channels of one checkpoint, by channel and value id."""
-        return self._fetch(reader, serde, step, manifest, {})
-
-    def _fetch(
         self,
         reader: Reader,
         serde: SerializerProtocol,
         step: StepKey,
         manifest: Mapping[str, str],
-        seen: dict[int, Element],
+        seen: dict[int, Element] | None = None,
     ) -> Fetched:
+        """The values of some channels of one checkpoint, by channel and value id.
+
+        `seen`: elements by id that this snapshot has shown; grows.
+        """
         wanted = list(dict.fromkeys(manifest.values()))
         if not wanted:
             return {}
@@ -117,7 +115,7 @@ class ChannelValues:
             unseen = [value_id for value_id in wanted if self._lists.recall(step.thread_id, value_id) is None]
             values = reader.values(step.thread_id, unseen) if unseen else {}
             rest = [value_id for value_id in wanted if value_id not in values]
-            lists = self._lists.fetch(reader, serde, step.thread_id, rest, seen)
+            lists = self._lists.fetch(reader, serde, step.thread_id, rest, {} if seen is None else seen)
         except CorruptRowError as error:
             raise CorruptRowError(f"checkpoint {step.checkpoint_id}: {error}") from error
         missing = [channel for channel, value_id in manifest.items() if value_id not in lists.keys() | values.keys()]

@@ -1,6 +1,6 @@
 """Outlines: whether a list begins as another one did, found out at the speed of C.
 
-Comparing a message takes a thirtieth of the time of encoding it. It is exact, or not done at all:
+Comparing messages takes a fraction of the time of encoding them. It is exact, or not done at all:
 
 * What cannot change is the same where it is the very same object: readers and writers share the atoms of templates.
 * Whatever else is the same as its template where both come to the same MessagePack, written by a packer that refuses
@@ -55,14 +55,17 @@ def _is_same_message(item: Any, template: Message) -> bool:
         return False
     if type(names) is not set or names != template.names or not _are_texts((names,)):
         return False
+    rest = extra_of(item), private_of(item)
+    same = False
     if all(map(is_, fields, known)):
         changed = {name: value for name, value in fields.items() if value is not known[name]}
-        if pack_changing(changed, extra_of(item), private_of(item)) == template.changing:
-            return not template.has_bytes or _is_exact(item)
-    made: list[Any] = []
-    copy_into(made, template)
-    parts, ours = ([fields_of(one), extra_of(one), private_of(one)] for one in (item, made[0]))
-    return pack_exactly(parts) == pack_exactly(ours) and (not template.has_bytes or _is_exact(item))
+        same = pack_changing(changed, *rest) == template.changing
+    if not same:
+        made: list[Any] = []
+        copy_into(made, template)
+        ours = pack_changing(fields_of(made[0]), extra_of(made[0]), private_of(made[0]))
+        same = pack_changing(fields, *rest) == ours
+    return same and (not template.has_bytes or _is_exact(item))
 
 
 class Outline:

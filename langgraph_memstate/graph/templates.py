@@ -1,7 +1,7 @@
 """Templates: private copies of decoded values, to copy again for a reader and to compare with what a writer brings.
 
-Copying a message takes a tenth of the time of decoding it. A template is made of atoms, plain dictionaries and lists,
-and LangChain's messages, and of nothing else: readers share the atoms, which cannot change, and no container.
+Copying a message takes a fraction of the time of decoding it. A template is made of atoms, plain dictionaries and
+lists, and LangChain's messages, and of nothing else: readers share the atoms, which cannot change, and no container.
 """
 
 from __future__ import annotations
@@ -137,9 +137,9 @@ def _message(message: Any) -> Message | None:
     return Message(type(message), own, makers, set(names), _maker(extra), changing, has_bytes)
 
 
-def pack_changing(containers: dict[str, Any], extra: Any, private: Any) -> bytes:
-    """The attributes of a message that are containers, and what else of it can change."""
-    return pack_exactly([containers, extra, private])
+def pack_changing(fields: dict[str, Any], extra: Any, private: Any) -> bytes:
+    """Attributes of a message, of which only containers can change, and what else of it can."""
+    return pack_exactly([fields, extra, private])
 
 
 def _maker(value: dict[str, Any] | list[Any] | None) -> _Make:

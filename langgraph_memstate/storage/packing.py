@@ -15,7 +15,7 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib import resources
 from typing import Generic, TypeVar
 
@@ -30,6 +30,7 @@ _LEVEL = 3
 _MAGIC = zstandard.FRAME_HEADER
 
 
+@cache
 def _dictionary(name: str) -> zstandard.ZstdCompressionDict:
     content = resources.files("langgraph_memstate.storage.zstd").joinpath(name).read_bytes()
     dictionary = zstandard.ZstdCompressionDict(content)
@@ -37,7 +38,7 @@ def _dictionary(name: str) -> zstandard.ZstdCompressionDict:
     return dictionary
 
 
-_TRAINED = {_ZSTD: _dictionary("0002.zdict"), _ZSTD_HEAD: _dictionary("0003.zdict")}
+_TRAINED = {_ZSTD: "0002.zdict", _ZSTD_HEAD: "0003.zdict"}
 
 # Of deflated rows (RFC 1950, FDICT), which are still read.
 _NAMES = (
@@ -86,18 +87,22 @@ class _Idle(Generic[Context]):
         self._idle.append(context)
 
 
-_compressors = {
-    mark: _Idle(
-        partial(
-            zstandard.ZstdCompressor,
-            level=_LEVEL, dict_data=trained, write_checksum=True, write_content_size=True, write_dict_id=False,
-        )
+def _compressor(trained: str) -> zstandard.ZstdCompressor:
+    return zstandard.ZstdCompressor(
+        level=_LEVEL,
+        dict_data=_dictionary(trained),
+        write_checksum=True,
+        write_content_size=True,
+        write_dict_id=False,
     )
-    for mark, trained in _TRAINED.items()
-}  # fmt: skip
-_decompressors = {
-    mark: _Idle(partial(zstandard.ZstdDecompressor, dict_data=trained)) for mark, trained in _TRAINED.items()
-}
+
+
+def _decompressor(trained: str) -> zstandard.ZstdDecompressor:
+    return zstandard.ZstdDecompressor(dict_data=_dictionary(trained))
+
+
+_compressors = {mark: _Idle(partial(_compressor, trained)) for mark, trained in _TRAINED.items()}
+_decompressors = {mark: _Idle(partial(_decompressor, trained)) for mark, trained in _TRAINED.items()}
 
 
 def packed(content: bytes) -> bytes:

@@ -33,7 +33,7 @@ from langgraph_memstate.errors import (
     StorageError,
     TransientError,
 )
-from langgraph_memstate.storage.base import COUNTED, IndexTable, Reader, Storage
+from langgraph_memstate.storage.base import IndexTable, Reader, Storage
 from langgraph_memstate.storage.operations import Commit, Load
 from langgraph_memstate.storage.postgres_calls import Call, only_calls
 from langgraph_memstate.storage.postgres_claims import claim, release
@@ -52,6 +52,7 @@ from langgraph_memstate.storage.postgres_link import (
 from langgraph_memstate.storage.postgres_read import PostgresReader
 from langgraph_memstate.storage.postgres_schema import checked, migrate
 from langgraph_memstate.storage.postgres_tables import PostgresIndexTable
+from langgraph_memstate.storage.postgres_values import GROWING
 from langgraph_memstate.storage.postgres_vectors import Places, VectorTables, schema_of_extension
 from langgraph_memstate.storage.postgres_write import Sweep, lock_key, locks, run_op
 from langgraph_memstate.storage.values import OutboxRow
@@ -321,7 +322,7 @@ class PostgresStorage(Storage):
         try:
             with connect(self._conninfo) as conn:
                 kept = conn.execute(sql.SQL("SELECT number FROM {}.vector_tables").format(schema)).fetchall()
-                for table in (*COUNTED, "threads"):
+                for table in GROWING:
                     conn.execute(sql.SQL(command).format(schema, sql.Identifier(table)))
                 for (number,) in kept:
                     with suppress(psycopg.errors.UndefinedTable):  # another was built in its place meanwhile

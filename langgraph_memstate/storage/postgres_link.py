@@ -108,15 +108,12 @@ def escaped(text: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    return text.replace("\1\1", "\0").replace("\1\2", "\1")
+    return text.replace("\1\1", "\0").replace("\1\2", "\1") if "\1" in text else text
 
 
 class _TextDumper(StrDumper):
     def dump(self, obj: str) -> Buffer:
-        text = obj.encode()
-        if b"\0" in text or b"\1" in text:
-            text = text.replace(b"\1", b"\1\2").replace(b"\0", b"\1\1")
-        return text
+        return escaped(obj).encode()
 
 
 class _BinaryTextDumper(_TextDumper):
@@ -166,10 +163,7 @@ def _array(element_type: int, items: Sequence[bytes]) -> Encoded:
 
 class _TextLoader(Loader):
     def load(self, data: Buffer) -> str:
-        text = bytes(data)
-        if b"\1" in text:
-            text = text.replace(b"\1\1", b"\0").replace(b"\1\2", b"\1")
-        return text.decode()
+        return unescaped(bytes(data).decode())
 
 
 class _BinaryTextLoader(_TextLoader):

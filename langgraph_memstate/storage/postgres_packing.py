@@ -66,7 +66,7 @@ def write_of(idx: int, value: Blob) -> tuple[bytes, bytes]:
 
 def dump_manifest(manifest: Mapping[str, str]) -> str:
     """JSON, in which the texts are escaped like any other of the database: it looks into it."""
-    return tables.dump_manifest(list(map(escaped, manifest)), list(map(escaped, manifest.values())))
+    return tables.dump_manifest({escaped(channel): escaped(value_id) for channel, value_id in manifest.items()})
 
 
 def read_manifest(text: str) -> dict[str, str]:

@@ -194,8 +194,7 @@ class PostgresReader(SQLReader):
 
     def sizes(self) -> dict[str, int]:
         each = [f"(SELECT coalesce(sum(pg_column_size({table}.*)), 0)::bigint FROM {table})" for table in COUNTED]
-        tables = (*COUNTED, "threads")
-        each.append("(" + " + ".join(f"pg_total_relation_size('{table}')" for table in tables) + ")")
+        each.append("(" + " + ".join(f"pg_total_relation_size('{table}')" for table in values.GROWING) + ")")
         row = self._one("SELECT " + ", ".join(each))
         assert row is not None
         return dict(zip((*COUNTED, "total"), row, strict=True))

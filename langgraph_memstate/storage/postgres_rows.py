@@ -66,8 +66,7 @@ def dumped(table: str, row: Sequence[Any]) -> Row:
     if table == "checkpoints":
         *rest, stored, manifest = row
         ts, metadata, head = head_of(stored)
-        channels = read_manifest(manifest)
-        return (*rest, ts, *head, metadata, tables.dump_manifest(list(channels), list(channels.values())))
+        return (*rest, ts, *head, metadata, tables.dump_manifest(read_manifest(manifest)))
     if table in _THREADED and table != "lists":
         return (*row[:-1], *value_of(row[-1]))
     return as_moved(table, tuple(row))

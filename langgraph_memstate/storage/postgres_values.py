@@ -1,6 +1,6 @@
-"""Channel values in PostgreSQL: whole values once each, lists as versions that share their elements.
+"""Channel values in PostgreSQL: whole values once each, lists as versions that share their elements with writes.
 
-The same rows as in SQLite (see sqlite_values.py). What one statement has to know of another's result, the database
+What one statement has to know of another's result, the database
 finds out itself (see postgres_0002.sql), so that a checkpoint waits for no answer before it is whole.
 """
 
@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from langgraph_memstate.errors import CorruptRowError
+from langgraph_memstate.storage.base import COUNTED
 from langgraph_memstate.storage.postgres_link import Connection, run
 from langgraph_memstate.storage.postgres_packing import value_of
 from langgraph_memstate.storage.rows import dump_ids, flattened, list_chain, load_ids
 from langgraph_memstate.storage.values import AncestorWrite, Blob, StepKey, StoredList, StoredWrite
 
+GROWING = (*COUNTED, "threads")
+"""The tables whose bytes `stats` adds up and `vacuum` writes anew."""
 THREAD = "(SELECT threads.thread_id FROM threads WHERE threads.id = thread)"  # of a row
 NUMBER = "(SELECT threads.id FROM threads WHERE threads.thread_id = %(thread)s)"
 # The value of a row of `writes`. Where its element is not there, what is here is empty, and no value.
@@ -180,25 +183,35 @@ _COPIED = {  # the key, after the thread, and the other columns
         ("checkpoint_ns", "checkpoint_id", "task_id", "idx"),
         ("task_path", "channel", "digest", "value"),
     ),
+    "staged": (
+        ("checkpoint_ns", "checkpoint_id", "task_id", "ord"),
+        ("task_path", "version", "ns", "key", "draft"),
+    ),
 }
 
 
 def copy_rows(conn: Connection, source_id: str, target_id: str) -> None:
-    """Copy the checkpoints of a thread, its writes and values to another."""
+    """Copy what a thread has to another, whose rows of the same key are replaced."""
+    _copy(conn, "staged", "thread_id", source_id, target_id)
     source = number_of(conn, source_id)
     if source is None:
         return
     ((target,),) = run(conn, "SELECT number_of(%s)", target_id).fetchall()
-    for table, (key, rest) in _COPIED.items():
-        copied = ", ".join((*key, *rest))
-        fresh = ", ".join(f"{column} = EXCLUDED.{column}" for column in rest)
-        run(
-            conn,
-            f"INSERT INTO {table} (thread, {copied}) SELECT %s, {copied} FROM {table} WHERE thread = %s "
-            f"ON CONFLICT (thread, {', '.join(key)}) DO UPDATE SET {fresh}",
-            target, source,
-        )  # fmt: skip
+    for table in ("checkpoints", "writes"):
+        _copy(conn, table, "thread", source, target)
     _copy_values(conn, source, target)
+
+
+def _copy(conn: Connection, table: str, thread: str, source: str | int, target: str | int) -> None:
+    key, rest = _COPIED[table]
+    copied = ", ".join((*key, *rest))
+    fresh = ", ".join(f"{column} = EXCLUDED.{column}" for column in rest)
+    run(
+        conn,
+        f"INSERT INTO {table} ({thread}, {copied}) SELECT %s, {copied} FROM {table} WHERE {thread} = %s "
+        f"ON CONFLICT ({thread}, {', '.join(key)}) DO UPDATE SET {fresh}",
+        target, source,
+    )  # fmt: skip
 
 
 def _copy_values(conn: Connection, source: int, target: int) -> None:

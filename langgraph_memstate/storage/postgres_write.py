@@ -169,15 +169,6 @@ def _delete_checkpoints(conn: Connection, op: DeleteCheckpoints) -> None:
 def _copy_thread(conn: Connection, op: CopyThread) -> None:
     if op.source == op.target:
         return
-    copied = "checkpoint_ns, checkpoint_id, task_id, ord, task_path, version, ns, key, draft"
-    run(
-        conn,
-        f"INSERT INTO staged (thread_id, {copied}) SELECT %s, {copied} FROM staged WHERE thread_id = %s "
-        "ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, ord) DO UPDATE SET "
-        "task_path = EXCLUDED.task_path, version = EXCLUDED.version, ns = EXCLUDED.ns, key = EXCLUDED.key, "
-        "draft = EXCLUDED.draft",
-        op.target, op.source,
-    )  # fmt: skip
     copy_rows(conn, op.source, op.target)
     sweep(conn, op.target)  # a checkpoint may have taken the place of another
 

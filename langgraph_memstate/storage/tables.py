@@ -8,7 +8,7 @@ hold the same memory exactly if they give the same rows in the same order.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from langgraph_memstate.errors import CorruptRowError
@@ -63,8 +63,8 @@ MOVED = tuple(name for name in TABLES if name != META)
 """What a memory consists of. Prepare records are not among it: they speak of calls of the process that made them."""
 
 
-def dump_manifest(channels: Sequence[str], value_ids: Sequence[str]) -> str:
-    return json.dumps(dict(zip(channels, value_ids, strict=True)), ensure_ascii=False, separators=(",", ":"))
+def dump_manifest(manifest: Mapping[str, str]) -> str:
+    return json.dumps(manifest, ensure_ascii=False, separators=(",", ":"))
 
 
 def load_manifest(text: object) -> dict[str, str]:

@@ -46,10 +46,15 @@ class BareSaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         thread_id, ns, parent_id = _place(config)
-        row = (thread_id, ns, checkpoint["id"], parent_id, *self.serde.dumps_typed(checkpoint), json.dumps(metadata))
+        typed = self.serde.dumps_typed(self._kept(checkpoint))
+        row = (thread_id, ns, checkpoint["id"], parent_id, *typed, json.dumps(metadata))
         with self._lock:
             self._conn.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         return _config(thread_id, ns, checkpoint["id"])
+
+    def _kept(self, checkpoint: Checkpoint) -> Checkpoint:
+        """What is stored of it."""
+        return checkpoint
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
@@ -93,18 +98,12 @@ class TrustingSaver(BareSaver):
         super().__init__(conn)
         self._messages: list[Any] = []
 
-    def put(
-        self,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> RunnableConfig:
+    def _kept(self, checkpoint: Checkpoint) -> Checkpoint:
         values = dict(checkpoint["channel_values"])
         if "messages" in values:
             known, self._messages = len(self._messages), values["messages"]
             values["messages"] = self._messages[known:]
-        return super().put(config, {**checkpoint, "channel_values": values}, metadata, new_versions)
+        return {**checkpoint, "channel_values": values}
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         found = super().get_tuple(config)
