@@ -7,6 +7,7 @@ import math
 import operator
 import sqlite3
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -878,7 +879,17 @@ def commits_of(memory: MemoryStore, work: Callable[[], object]) -> int:
     return seen.count("COMMIT")
 
 
-def test_the_writes_of_a_wide_fan_out_share_transactions(file_memory: MemoryStore) -> None:
+def test_the_writes_of_a_wide_fan_out_share_transactions(
+    file_memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk that takes its time, so that not the machine's mood decides who comes while another is written."""
+    apply = file_memory.storage.apply
+
+    def slowly(commits: Any) -> Any:
+        time.sleep(0.005)
+        return apply(commits)
+
+    monkeypatch.setattr(file_memory.storage, "apply", slowly)
     graph = StateGraph(Fan)
     graph.add_node("find", lambda state: {"found": [state["n"]]})
     graph.add_conditional_edges(START, lambda state: [Send("find", {"n": n}) for n in range(50)])
