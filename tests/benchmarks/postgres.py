@@ -17,6 +17,8 @@ from tests.benchmarks import chat
 from tests.benchmarks.crowd import CALLERS, Crowd, in_threads, race_crowds
 from tests.benchmarks.measure import Contender, Row, Session, quartiles, race, timed
 from tests.benchmarks.peers import Peer
+from tests.benchmarks.search import searched
+from tests.benchmarks.vectors import Vectors
 from tests.benchmarks.work import SENTENCE, checkpoint_chain, new_run, pending_writes, three_nodes
 
 CASE = "postgres"
@@ -56,7 +58,37 @@ def run(session: Session) -> list[Row]:
                 session, what, crowds, False, session.pick(7, 2), session.pick(60, 10),
                 case=CASE, journal="", callers=callers,
             )  # fmt: skip
+        rows += _searches(session, server)
     return rows
+
+
+def _searches(session: Session, server: Any) -> list[Row]:
+    """With pgvector: ours and LangGraph's, which keeps an HNSW graph."""
+    rows: list[Row] = []
+    for count in (1_000,) if session.quick else (10_000, 100_000) if session.large else (10_000,):
+        vectors = Vectors(count)
+        with ExitStack() as stack:
+            theirs, ours = (stack.enter_context(server.database()) for _ in range(2))
+            contenders: list[tuple[str, str, Any]] = [("MemStateStore, pgvector", "", _searchable(ours, vectors))]
+            if find_spec("langgraph.checkpoint.postgres"):
+                contenders.append(("PostgresStore, HNSW", "", _upstream_searchable(theirs, vectors)))
+            rows += searched(session, stack, CASE, contenders, vectors)
+    return rows
+
+
+@contextmanager
+def _searchable(uri: str, vectors: Vectors) -> Iterator[Any]:
+    with MemoryStore.open(uri, index=vectors.index) as memory:
+        yield memory.store
+
+
+@contextmanager
+def _upstream_searchable(uri: str, vectors: Vectors) -> Iterator[Any]:
+    from langgraph.store.postgres import PostgresStore
+
+    with PostgresStore.from_conn_string(uri, index=vectors.index) as store:
+        store.setup()
+        yield store
 
 
 @contextmanager

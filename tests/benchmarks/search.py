@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -56,19 +56,26 @@ def run(session: Session) -> list[Row]:
     rows: list[Row] = []
     for count in (1_000, 5_000) if session.quick else (10_000, 100_000):
         with ExitStack() as stack:
-            rows += _searched(session, stack, folder / str(count), Vectors(count), count)
+            vectors, place = Vectors(count), folder / str(count)
+            place.mkdir()
+            rows += searched(session, stack, CASE, _contenders(place, vectors, count, large=session.large), vectors)
     if not hasattr(sqlite3.Connection, "enable_load_extension"):
         missing = "the sqlite3 of this Python loads no extensions"
         rows.append(Row(CASE, f"{DIMS} dimensions", "SqliteStore, sqlite-vec", notes={"not measured": missing}))
     return rows
 
 
-def _searched(session: Session, stack: ExitStack, folder: Path, vectors: Vectors, count: int) -> list[Row]:
-    folder.mkdir()
+def searched(
+    session: Session, stack: ExitStack, case: str, contenders: Iterable[tuple[str, str, Any]], vectors: Vectors
+) -> list[Row]:
+    """Every question to stores that hold all vectors. `contenders`: names, journals, and what opens them."""
+    count = len(vectors.rows)
     stores: dict[str, Any] = {}
+    journals: dict[str, str] = {}
     built: dict[str, float] = {}
-    for name, opening in _contenders(folder, vectors, count, large=session.large):
-        session.tell(f"{CASE}: {count:,} for {name}")
+    for name, journal, opening in contenders:
+        session.tell(f"{case}: {count:,} for {name}")
+        journals[name] = journal
         start = time.perf_counter()
         stores[name] = stack.enter_context(opening)
         _fill(stores[name], count)
@@ -76,12 +83,9 @@ def _searched(session: Session, stack: ExitStack, folder: Path, vectors: Vectors
     rows = []
     calls, rounds = (1, 5) if count > 10_000 else (4, session.pick(10, 3))
     for question in QUESTIONS:
-        contenders = [
-            Contender(name, "" if name.startswith("InMemory") else "WAL", _asked(store, question))
-            for name, store in stores.items()
-        ]
+        first, *others = [Contender(name, journals[name], _asked(store, question)) for name, store in stores.items()]
         what = f"{count:,}: {question.what}"
-        raced = race(session, CASE, what, contenders[0], contenders[1:], rounds=rounds, calls=calls)
+        raced = race(session, case, what, first, others, rounds=rounds, calls=calls)
         for row, (name, store) in zip(raced, stores.items(), strict=True):
             notes: dict[str, float | str] = {
                 "recall@10": _recall(store, vectors, question, queries=calls + rounds),
@@ -91,21 +95,22 @@ def _searched(session: Session, stack: ExitStack, folder: Path, vectors: Vectors
     return rows
 
 
-def _contenders(folder: Path, vectors: Vectors, count: int, *, large: bool) -> Iterator[tuple[str, Any]]:
-    yield "MemStateStore, exact", _ours(folder / "exact.db", vectors)
+def _contenders(folder: Path, vectors: Vectors, count: int, *, large: bool) -> Iterator[tuple[str, str, Any]]:
+    yield "MemStateStore, exact", "WAL", _ours(folder / "exact.db", vectors)
     if find_spec("faiss"):
         from langgraph_memstate.hooks.faiss import FaissSyncHook
 
         hook = FaissSyncHook(folder / "faiss")
-        yield "MemStateStore, FAISS", _ours(folder / "faiss.db", vectors, hook)
+        yield "MemStateStore, FAISS", "WAL", _ours(folder / "faiss.db", vectors, hook)
     if count <= _CHROMA_UP_TO or large:
         from langgraph_memstate.hooks.chroma import ChromaSyncHook
 
-        yield "MemStateStore, Chroma", _ours(folder / "chroma.db", vectors, ChromaSyncHook(path=folder / "chroma"))
+        hook = ChromaSyncHook(path=folder / "chroma")
+        yield "MemStateStore, Chroma", "WAL", _ours(folder / "chroma.db", vectors, hook)
     if hasattr(sqlite3.Connection, "enable_load_extension"):
-        yield "SqliteStore, sqlite-vec", _upstream(folder / "upstream.db", vectors)
+        yield "SqliteStore, sqlite-vec", "WAL", _upstream(folder / "upstream.db", vectors)
     if count <= _IN_MEMORY_UP_TO:
-        yield "InMemoryStore", _in_memory(vectors)
+        yield "InMemoryStore", "", _in_memory(vectors)
 
 
 @contextmanager
