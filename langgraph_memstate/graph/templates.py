@@ -138,7 +138,7 @@ def _message(message: Any) -> Message | None:
 
 
 def pack_changing(fields: dict[str, Any], extra: Any, private: Any) -> bytes:
-    """Attributes of a message, of which only containers can change, and what else of it can."""
+    """What of a message can change, packed: given attributes, and what it has besides."""
     return pack_exactly([fields, extra, private])
 
 

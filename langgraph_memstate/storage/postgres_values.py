@@ -1,7 +1,7 @@
 """Channel values in PostgreSQL: whole values once each, lists as versions that share their elements with writes.
 
-What one statement has to know of another's result, the database
-finds out itself (see postgres_0002.sql), so that a checkpoint waits for no answer before it is whole.
+What one statement has to know of another's result, the database finds out itself (see postgres_0002.sql), so that a
+checkpoint waits for no answer before it is whole.
 """
 
 from __future__ import annotations
