@@ -104,6 +104,21 @@ class MemStateCheckpointer(ThreadReader):
             SchemaError: it holds new input that a typed channel refuses, or half a step.
         """
         step = step_of(config, checkpoint["id"])
+        order = self._staging.order(config)
+        if order is None:
+            return self._put(config, step, checkpoint, metadata, new_versions)
+        order.await_around(step[:2], pregel.steps_around(config))
+        with order.saving(step):
+            return self._put(config, step, checkpoint, metadata, new_versions)
+
+    def _put(
+        self,
+        config: RunnableConfig,
+        step: StepKey,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
         if pregel.saves_at_exit(config) and (half := self._ledger(config).half(step[:2])):
             raise half
         if metadata.get("source") == "input":
@@ -357,6 +372,9 @@ class MemStateCheckpointer(ThreadReader):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
+        order = self._staging.order(config)
+        if order is not None:
+            await order.aawait_around(step_of(config, "")[:2], pregel.steps_around(config))
         return await self.memory.run(self.put, config, checkpoint, metadata, new_versions)
 
     async def aput_writes(

@@ -19,6 +19,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph_memstate.awaited import on_event_loop
 from langgraph_memstate.facts import Draft
 from langgraph_memstate.graph import pregel
+from langgraph_memstate.graph.order import Order
 from langgraph_memstate.graph.pregel import RunningTask
 from langgraph_memstate.graph.refusals import Ledger
 from langgraph_memstate.storage.values import StagedDraft, StepKey
@@ -113,6 +114,7 @@ class _Run:
     rewound: Sequence[Draft] = ()
     """what takes memory back to the checkpoint of the past that the run starts from, until that is committed"""
     ledger: Ledger = field(default_factory=lambda: Ledger(is_run=True))
+    order: Order = field(default_factory=Order)
     at_exit: bool = False
     anchor: weakref.ref[Any] | None = None
 
@@ -299,6 +301,14 @@ class Staging:
         with self._lock:
             run = self._runs.get(id(pregel.run_of(config)))
             return None if run is None else run.ledger
+
+    def order(self, config: RunnableConfig) -> Order | None:
+        """The order of saves in the run that a config belongs to; None where it is LangGraph's alone."""
+        if pregel.saves_at_exit(config):
+            return None
+        with self._lock:
+            run = self._runs.get(id(pregel.run_of(config)))
+            return None if run is None else run.order
 
     def decide(self, config: RunnableConfig, step: StepKey | None, *, resumed: bool) -> None:
         """Note what a call of the saver says about the step its run started from."""

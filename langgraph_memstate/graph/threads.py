@@ -69,7 +69,8 @@ class ThreadReader(BaseCheckpointSaver[str]):
         """
         pregel.enter_graph()
         found, ledger = self._read_tuple(config)
-        _enter(config, ledger)
+        self._enter(config, found, is_async=False)
+        _note(config, ledger)
         return found
 
     def _read_tuple(self, config: RunnableConfig) -> tuple[CheckpointTuple | None, Ledger]:
@@ -113,8 +114,10 @@ class ThreadReader(BaseCheckpointSaver[str]):
         `filter` compares metadata by type, with the operators of the store's filters.
         """
         pregel.enter_graph()  # a subgraph that is replayed looks for its checkpoint here
+        self._enter(config, None, is_async=False)
         for found, ledger in self._read_list(config, filter, before, limit):
-            _enter(found.config, ledger)
+            self._enter(config, found, is_async=False)
+            _note(found.config, ledger)
             yield found
 
     def _read_list(
@@ -244,7 +247,8 @@ class ThreadReader(BaseCheckpointSaver[str]):
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         pregel.enter_graph()  # in the caller's own context, which the thread only copies
         found, ledger = await self.memory.run(self._read_tuple, config)
-        _enter(config, ledger)
+        self._enter(config, found, is_async=True)
+        _note(config, ledger)
         return found
 
     async def alist(
@@ -256,16 +260,24 @@ class ThreadReader(BaseCheckpointSaver[str]):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         pregel.enter_graph()
+        self._enter(config, None, is_async=True)
         listed = self._read_list(config, filter, before, limit)
         while (one := await self.memory.run(next, listed, None)) is not None:
             found, ledger = one
-            _enter(found.config, ledger)
+            self._enter(config, found, is_async=True)
+            _note(found.config, ledger)
             yield found
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         return await self.memory.run(self.get_delta_channel_history, config=config, channels=channels)
+
+    def _enter(self, config: RunnableConfig | None, found: CheckpointTuple | None, *, is_async: bool) -> None:
+        """Tell the run, if one asks, where its graph starts from."""
+        order = None if config is None else self._staging.order(config)
+        if config is not None and order is not None:
+            order.enter(step_of(config, "")[:2], found and found.checkpoint["id"], is_async=is_async)
 
     # -- refused writes -----------------------------------------------------------------------------
 
@@ -292,7 +304,7 @@ class ThreadReader(BaseCheckpointSaver[str]):
             wait(tuple(self._staging.removals))
 
 
-def _enter(config: RunnableConfig, ledger: Ledger) -> None:
+def _note(config: RunnableConfig, ledger: Ledger) -> None:
     """Tell the channels that LangGraph is about to make where their values come from."""
     enter(Scope(ledger, step_of(config, "")[:2]))
 

@@ -8,7 +8,9 @@ of some checkpoint of the thread, and it is there once.
 import asyncio
 import itertools
 import operator
+import random
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from langgraph.store.base import BaseStore
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, RetryPolicy, interrupt
 
-from langgraph_memstate import MemoryStore
+from langgraph_memstate import MemoryStore, MemStateCheckpointer
 
 THREAD: dict[str, Any] = {"configurable": {"thread_id": "t"}}
 NOTES = ("done",)
@@ -222,6 +224,27 @@ def live(life: Life, script: Sequence[Do]) -> list[str]:
     return outcomes
 
 
+class Slow(MemStateCheckpointer):
+    """A saver that takes its time at random, and so does its root graph now and then for long."""
+
+    def put(self, config: Any, *args: Any) -> Any:
+        time.sleep(random.choice([0, 0, 0.003, 0.02]) * random.random())
+        return super().put(config, *args)
+
+    def put_writes(self, *args: Any) -> None:
+        time.sleep(0.003 * random.random())
+        super().put_writes(*args)
+
+
+def check_the_past(memory: MemoryStore) -> None:
+    """Memory as of a checkpoint is what the state says that was saved by then. The ids of checkpoints sort by time."""
+    done: set[str] = set()
+    for saved in reversed(list(memory.checkpointer.list(THREAD))):
+        done.update(saved.checkpoint["channel_values"].get("log", []))
+        then = {item.key for item in memory.as_of(saved.config).search(NOTES, limit=1000)}
+        assert then == done, {"too early": then - done, "too late": done - then, "metadata": saved.metadata}
+
+
 lives = st.builds(
     Life,
     delta=st.booleans(),
@@ -247,6 +270,24 @@ operations = st.builds(
 @given(life=lives, script=st.lists(operations, min_size=2, max_size=7))
 def test_memory_equals_state_over_random_lives(life: Life, script: list[Do]) -> None:
     live(life, [Do("invoke"), *script])
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    life=lives,
+    breaks=st.lists(st.sampled_from(["", "", "plan", "left", "after", "first", "ask"]), min_size=1, max_size=4),
+    use_async=st.booleans(),
+)
+def test_memory_as_of_any_checkpoint_equals_its_state(life: Life, breaks: list[str], use_async: bool) -> None:
+    """In a thread without branches, whose checkpoints are saved in the background and late."""
+    broken = set[str]()
+    with MemoryStore.open(":memory:") as memory:
+        graph = life.build(Slow(memory), memory.store, broken, itertools.count())
+        outcome = ""
+        for breaking in breaks:
+            what = {"interrupted": "resume", "Trouble": "go_on"}.get(outcome, "invoke")
+            outcome = Do(what, breaking, use_async=use_async).run(graph, broken)
+        check_the_past(memory)
 
 
 @pytest.mark.parametrize("use_async", [False, True], ids=["sync", "async"])
