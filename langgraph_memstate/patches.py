@@ -8,25 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from langgraph_memstate.errors import NotFoundError
-from langgraph_memstate.facts import Draft, Namespace, Origin, Record, decode_value, encode_value, new_version
-from langgraph_memstate.reading import Address, View, item_of
+from langgraph_memstate.facts import Draft, Namespace, Origin, Record, encode_value, new_version
+from langgraph_memstate.reading import Address, View, applied, item_of
 from langgraph_memstate.schemas import SchemaRegistry
 from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.checks import address as named
 from langgraph_memstate.storage.operations import Expect
-
-
-def merge_patch(target: Any, patch: Any) -> Any:
-    """What a patch makes of a JSON value: None removes a field, an object is merged, anything else replaces."""
-    if not isinstance(patch, Mapping):
-        return patch
-    merged = dict(target) if isinstance(target, Mapping) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = merge_patch(merged.get(name), value)
-    return merged
 
 
 def updated(
@@ -47,7 +34,7 @@ def updated(
         new_version(), namespace, key, "put", record.value,
         index=source.index, ttl=source.ttl, origin=origin, patch=text,
     )  # fmt: skip
-    return record, _applied(schemas, draft, record)
+    return record, applied(schemas, draft, record)
 
 
 def rebased(
@@ -72,7 +59,7 @@ def rebased(
             elif (record := reader.item(draft.namespace, draft.key, time.time())) is not None:
                 relied_on.append((*draft.address, record.version))
             if record is not None:
-                draft = _applied(schemas, draft, schemas.present(record))
+                draft = applied(schemas, draft, schemas.present(record))
             elif in_step:
                 draft = replace(draft, op="delete", value=None, patch=None)
             else:
@@ -80,19 +67,6 @@ def rebased(
         written[draft.address] = draft
         result.append(draft)
     return result, Expect(tuple(relied_on))
-
-
-def _applied(schemas: SchemaRegistry, draft: Draft, record: Record) -> Draft:
-    assert draft.patch is not None
-    merged = merge_patch(decode_value(record.value), decode_value(draft.patch))
-    value, schema = schemas.validate(record.namespace, record.type, merged)
-    return replace(
-        draft,
-        value=encode_value(value),
-        type=record.type,
-        schema=None if schema is None else schema.name,
-        schema_version=None if schema is None else schema.version,
-    )
 
 
 def _not_found(namespace: Namespace, key: str) -> NotFoundError:

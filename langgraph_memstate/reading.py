@@ -5,11 +5,22 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from langgraph_memstate.errors import FilterError
-from langgraph_memstate.facts import Draft, Namespace, Record, decode_value, encode_namespace, split_session
+from langgraph_memstate.errors import FilterError, SchemaError
+from langgraph_memstate.facts import (
+    Draft,
+    Namespace,
+    Record,
+    decode_value,
+    encode_namespace,
+    encode_value,
+    merge_patch,
+    split_session,
+)
 from langgraph_memstate.filters import Condition, Filter
 from langgraph_memstate.index import VectorIndex, to_bytes, vector_id
 from langgraph_memstate.moments import Moment
@@ -65,11 +76,25 @@ class View:
         """
         while True:
             drafts = self._scope.staged() if self._scope is not None else ()
-            yield {draft.address: draft for draft in (*drafts, *self._pending)}
+            yield self._layered((*drafts, *self._pending))
             if not drafts or self._scope is None:
                 return
             if not self._scope.has_landed(draft.version for draft in drafts):
                 return
+
+    def _layered(self, drafts: Sequence[Draft]) -> dict[Address, Draft]:
+        """What each address holds after these writes. An update changes what was staged before it."""
+        top: dict[Address, Draft] = {}
+        for draft in drafts:
+            if draft.patch is not None and (below := top.get(draft.address)) is not None:
+                record = item_of(below)
+                if record is None:
+                    draft = below
+                else:
+                    with suppress(SchemaError):  # which its commit will meet
+                        draft = applied(self._schemas, draft, record)
+            top[draft.address] = draft
+        return top
 
     def get(self, namespace: Namespace, key: str) -> Record | None:
         found = self.stored(namespace, key)
@@ -229,6 +254,24 @@ def check_page(limit: object, offset: object) -> None:
     for name, number in (("limit", limit), ("offset", offset)):
         if not isinstance(number, int) or number < 0:
             raise FilterError(f"{name}={number!r} is not a number of results")
+
+
+def applied(schemas: SchemaRegistry, draft: Draft, record: Record) -> Draft:
+    """An update, made anew of the fact that it finds.
+
+    Raises:
+        SchemaError: what the patch makes of it is rejected by its schema.
+    """
+    assert draft.patch is not None
+    merged = merge_patch(decode_value(record.value), decode_value(draft.patch))
+    value, schema = schemas.validate(record.namespace, record.type, merged)
+    return replace(
+        draft,
+        value=encode_value(value),
+        type=record.type,
+        schema=None if schema is None else schema.name,
+        schema_version=None if schema is None else schema.version,
+    )
 
 
 def item_of(draft: Draft) -> Record | None:

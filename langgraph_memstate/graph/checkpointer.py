@@ -27,11 +27,12 @@ from langgraph_memstate.facts import Draft
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.channel_values import Encoded
 from langgraph_memstate.graph.opening import Opening, ready
+from langgraph_memstate.graph.parts import in_log_order, saved_part
 from langgraph_memstate.graph.pruning import prunable
 from langgraph_memstate.graph.reducer import typed_names
 from langgraph_memstate.graph.refusals import Write
 from langgraph_memstate.graph.rewind import TimeTravel, copied, left_behind, rewind
-from langgraph_memstate.graph.staging import Landing, Part
+from langgraph_memstate.graph.staging import Landing
 from langgraph_memstate.graph.threads import ThreadReader, manifest_of, step_of
 from langgraph_memstate.memory import MemoryStore
 from langgraph_memstate.storage.operations import (
@@ -198,27 +199,23 @@ class MemStateCheckpointer(ThreadReader):
         parts = list(landing.parts)
         before: list[Op] = []
         if parent is not None:
-            expected = {part.draft.version for part in parts}
+            expected = {draft.version for part in parts for draft in part.drafts}
             again = self._staging.runs_again(config, parent)
             rows, stored = ([], None) if fresh or again else self._staged_on(parent)
             if again or (rows and pregel.saves_at_exit(config) and not self._was_resumed(stored, checkpoint)):
                 before.append(Unstage(parent))  # the run dropped the unfinished step: it had new input, or forked
             else:
                 # A task that ran in this process is accounted for by what it staged here.
-                parts += [
-                    Part(parent.checkpoint_id, row.task_path, row.draft)
-                    for row in rows
-                    if row.task_id not in landing.tasks
-                ]
-                parts.sort(key=lambda part: part[:2])  # stable: a task's writes stay in their order
+                parts += [saved_part(parent, row) for row in rows if row.task_id not in landing.tasks]
                 expected |= {row.draft.version for row in rows}
             before.append(Drain(parent, frozenset(expected)))
+        parts = in_log_order(parts)
         for inner, saved in self._staging.unsaved_subgraphs(config, step):
-            parts[:0] = [Part(inner.checkpoint_id, row.task_path, row.draft) for row in saved]
+            parts[:0] = [saved_part(inner, row) for row in saved]
             before.append(Drain(inner, frozenset(row.draft.version for row in saved)))
         lands_as = {"checkpoint_ns": step.checkpoint_ns, "checkpoint_id": step.checkpoint_id}
-        drafts = (replace(part.draft, origin=replace(part.draft.origin, **lands_as)) for part in parts)
-        return tuple(drafts), tuple(before)
+        drafts = (draft for part in parts for draft in part.drafts)
+        return tuple(replace(draft, origin=replace(draft.origin, **lands_as)) for draft in drafts), tuple(before)
 
     def _ends_step(self, parent: StepKey | None, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> bool:
         if parent is None or metadata.get("source") != "update":

@@ -206,9 +206,11 @@ def _versions_seen(own: Any, call: object) -> Mapping[str, Mapping[str, Any]] | 
 
 
 def _loop(call: object) -> Any:
-    if not isinstance(call, functools.partial):
-        return None  # wrapped, under a timeout
-    return getattr(call.keywords.get("schedule_task"), "__self__", None)
+    """The loop that schedules what a function calls; None where it cannot be found."""
+    if not isinstance(call, functools.partial):  # a closure, under a timeout
+        around = getattr(call, "__closure__", None) or ()
+        call = next((cell.cell_contents for cell in around if isinstance(cell.cell_contents, functools.partial)), None)
+    return getattr(call.keywords.get("schedule_task"), "__self__", None) if call is not None else None
 
 
 def _run_control(configurable: Mapping[str, Any]) -> RunControl | None:
@@ -325,12 +327,16 @@ def returned(writes: Iterable[tuple[str, Any]]) -> bool:
 
 def calls(caller: str, path: str) -> bool:
     """Whether the task at `path` was called, directly or not, by the task at `caller` (functional API)."""
-    called = f"~{PUSH}, "
-    while path.startswith(called):
-        path = path.removeprefix(called)
-        if path.startswith(f"{caller}, "):
-            return True
-    return False
+    return caller in lineage(path)[:-1]
+
+
+def lineage(path: str) -> tuple[str, ...]:
+    """The paths of the tasks that called the one at `path` (functional API), the first of them first, and its own."""
+    push, _, called = path.partition(", ")
+    if push != f"~{PUSH}" or not called.startswith("~"):
+        return (path,)
+    caller, _number, _is_call = called.rsplit(", ", 2)
+    return (*lineage(caller), path)
 
 
 def is_input(task_id: str) -> bool:

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig
 
@@ -20,6 +20,7 @@ from langgraph_memstate.awaited import on_event_loop
 from langgraph_memstate.facts import Draft
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.order import Order
+from langgraph_memstate.graph.parts import Part, Place, in_log_order, place_of, saved_part
 from langgraph_memstate.graph.pregel import RunningTask
 from langgraph_memstate.graph.refusals import Ledger
 from langgraph_memstate.storage.values import StagedDraft, StepKey
@@ -68,10 +69,9 @@ class _Entry:
         chain = self.chain if level is None else self.chain[: level + 1]
         return all(self.token in marks.of(task) for task in chain)
 
-    def position(self, level: int) -> tuple[Any, ...]:
-        """Its place among the writes of a step: task path order, as LangGraph applies channel writes."""
-        outermost_first = reversed(self.chain[: level + 1])
-        return (*((task.checkpoint_id, task.path) for task in outermost_first), ("", ""), self.order)
+    def part(self, level: int) -> Part:
+        """As a part of a step of the graph at a level."""
+        return Part(_place(self.chain[: level + 1]), self.order, self.drafts)
 
 
 @dataclass(slots=True, eq=False)
@@ -140,17 +140,9 @@ class _Run:
         return [row for row in rows if row.draft.version not in self.landed]
 
 
-class Part(NamedTuple):
-    """One memory write and its place: the checkpoint its step started from, and the path of its task."""
-
-    checkpoint_id: str
-    task_path: str
-    draft: Draft
-
-
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """What a checkpoint makes visible, in order, and the ids of the tasks it came from."""
+    """What a checkpoint makes visible, and the ids of the tasks it came from."""
 
     parts: tuple[Part, ...] = ()
     tasks: frozenset[str] = frozenset()
@@ -195,9 +187,9 @@ class Staging:
             run = self._runs.get(id(task.run))
             entries = list(run.entries.values()) if run is not None else []
         marks = _Marks()
-        seen = [draft for entry in entries if _sees(task, entry) and entry.counts(marks) for draft in entry.drafts]
+        seen = [entry.part(len(entry.chain) - 1) for entry in entries if _sees(task, entry) and entry.counts(marks)]
         past = () if run is None else run.rewound
-        return [*past, *self._resumed(task, run), *seen]
+        return [*past, *(draft for part in in_log_order([*_resumed(task, run), *seen]) for draft in part.drafts)]
 
     def take_back(self) -> None:
         """Forget what the running task staged, itself or in the graphs and tasks it ran, and that has not landed."""
@@ -225,30 +217,6 @@ class Staging:
         if task is None or getattr(task.saver, "memory", None) is not self._memory:
             return None
         return task
-
-    def _resumed(self, task: RunningTask, run: _Run | None) -> list[Draft]:
-        """What tasks wrote that finished before this run resumed their step, and are not run again."""
-        if run is None:
-            return []
-        found: list[StagedDraft] = []
-        for one in task.chain:
-            for subgraph in run.unsaved_before(one.thread_id, one.graph_ns, one.checkpoint_id):
-                found += subgraph.rows
-            loaded = run.loaded.get((one.thread_id, one.graph_ns))
-            if loaded is None or not loaded.rows:
-                continue
-            rows = loaded.rows
-            if loaded is run.loaded_by(one):
-                loaded.decide(True)
-                callers = [path for path in (one.path, one.caller) if path is not None]
-                rows = [row for row in rows if any(pregel.calls(path, row.task_path) for path in callers)]
-            else:
-                if loaded.head is not None and one.versions_seen is not None:
-                    loaded.decide(pregel.resumed_from(loaded.head, one.versions_seen))
-                if not loaded.is_resumed(wait=not run.at_exit and not on_event_loop()):
-                    continue
-            found += rows
-        return [row.draft for row in run.not_landed(found)]
 
     # -- from inside the saver ----------------------------------------------------------------------
 
@@ -343,8 +311,9 @@ class Staging:
                 and entry.chain[level].checkpoint_id == step.checkpoint_id
             ]
             if pregel.unfinished(writes):
-                for entry, _ in mine:
-                    run.entries.pop(entry.token, None)
+                for entry, level in mine:
+                    if level == 0:  # what a subgraph finished may be on its way, and is the subgraph's to land
+                        run.entries.pop(entry.token, None)
                 return ()
             marked, marks = set(pregel.tokens(writes)), _Marks()
             kept = [
@@ -354,8 +323,8 @@ class Staging:
             ]
             for entry, level in kept:
                 entry.saved_level = level
-            kept.sort(key=lambda pair: pair[0].position(pair[1]))
-            return tuple(draft for entry, _ in kept for draft in entry.drafts if not draft.derived)
+            parts = in_log_order(entry.part(level) for entry, level in kept)
+            return tuple(draft for part in parts for draft in part.drafts if not draft.derived)
 
     def landing(self, config: RunnableConfig, checkpoint: StepKey, parent_id: str | None) -> Landing:
         """What the run staged in the steps that a checkpoint ends.
@@ -370,13 +339,8 @@ class Staging:
                 for entry, level in self._ended(config, checkpoint, parent_id)
                 if entry.saved_level in (None, level) and entry.counts(marks, level)
             ]
-        found.sort(key=lambda pair: pair[0].position(pair[1]))
         return Landing(
-            parts=tuple(
-                Part(entry.chain[level].checkpoint_id, entry.chain[level].path, draft)
-                for entry, level in found
-                for draft in entry.drafts
-            ),
+            parts=tuple(entry.part(level) for entry, level in found),
             tasks=frozenset(entry.chain[level].task_id for entry, level in found),
         )
 
@@ -441,6 +405,37 @@ def _origin(task: RunningTask) -> dict[str, Any]:
 
 def _with_origin(draft: Draft, origin: dict[str, Any]) -> Draft:
     return replace(draft, origin=replace(draft.origin, **origin))
+
+
+def _place(chain: Sequence[RunningTask]) -> Place:
+    return place_of((task.checkpoint_id, task.path) for task in reversed(chain))
+
+
+def _resumed(task: RunningTask, run: _Run | None) -> list[Part]:
+    """What tasks wrote that finished before this run resumed their step, and are not run again."""
+    if run is None:
+        return []
+    found: list[Part] = []
+    for level, one in enumerate(task.chain):
+        around = _place(task.chain[level + 1 :])
+        for subgraph in run.unsaved_before(one.thread_id, one.graph_ns, one.checkpoint_id):
+            place = (*around, (subgraph.around[one.graph_ns], ""))
+            found += [Part(place, -2, [row.draft]) for row in run.not_landed(subgraph.rows)]
+        loaded = run.loaded.get((one.thread_id, one.graph_ns))
+        if loaded is None or not loaded.rows:
+            continue
+        rows = loaded.rows
+        if loaded is run.loaded_by(one):
+            loaded.decide(True)
+            callers = [path for path in (one.path, one.caller) if path is not None]
+            rows = [row for row in rows if any(pregel.calls(path, row.task_path) for path in callers)]
+        else:
+            if loaded.head is not None and one.versions_seen is not None:
+                loaded.decide(pregel.resumed_from(loaded.head, one.versions_seen))
+            if not loaded.is_resumed(wait=not run.at_exit and not on_event_loop()):
+                continue
+        found += [saved_part(loaded.step, row, around) for row in run.not_landed(rows)]
+    return found
 
 
 def _sees(task: RunningTask, entry: _Entry) -> bool:

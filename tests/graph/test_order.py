@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,3 +163,57 @@ def test_a_graph_that_saves_elsewhere_is_not_waited_for(memory: MemoryStore, tmp
         graph = line(first=noting("first"), sub=inner).compile(checkpointer=other.checkpointer, store=memory.store)
         graph.invoke({"log": []}, THREAD)
     assert time.monotonic() - start < 0.9
+
+
+class Lingering(MemStateCheckpointer):
+    """What a subgraph saves last takes its time; whoever waits for `begun` knows that it is on its way."""
+
+    def __init__(self, memory: MemoryStore) -> None:
+        super().__init__(memory)
+        self.loop, self.begun, self.ended = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        is_last = bool(config["configurable"]["checkpoint_ns"]) and metadata["step"] == 1
+        if is_last:
+            self.loop.call_soon_threadsafe(self.begun.set)
+            time.sleep(0.05)
+        saved = super().put(config, checkpoint, metadata, new_versions)
+        if is_last:
+            self.ended.set()
+        return saved
+
+    def put_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
+        if ("log", ["inner"]) in writes:
+            time.sleep(0.05)
+        super().put_writes(config, writes, task_id, task_path)
+
+
+@pytest.mark.parametrize("ends", ["a sibling fails", "the run is cancelled"])
+def test_what_a_subgraph_finished_lands_though_the_run_ends_meanwhile(memory: MemoryStore, ends: str) -> None:
+    async def lives() -> None:
+        saver = Lingering(memory)
+
+        async def sibling(state: State) -> State:
+            await saver.begun.wait()
+            if ends == "a sibling fails":
+                raise ValueError
+            await asyncio.sleep(10)
+            return {}
+
+        inner = line(inner=noting("inner")).compile()
+        graph = StateGraph(State).add_node("sub", inner).add_node("sibling", sibling)
+        compiled = graph.add_edge(START, "sub").add_edge(START, "sibling").compile(
+            checkpointer=saver, store=memory.store
+        )  # fmt: skip
+        run = asyncio.create_task(compiled.ainvoke({"log": []}, THREAD))
+        if ends == "the run is cancelled":
+            await saver.begun.wait()
+            run.cancel()
+        with pytest.raises((ValueError, asyncio.CancelledError)):
+            await run
+        assert await asyncio.to_thread(saver.ended.wait, 5)
+
+    asyncio.run(lives())
+    saved = memory.checkpointer.list(None)
+    assert {done for one in saved for done in one.checkpoint["channel_values"].get("log", [])} == {"inner"}
+    assert [item.key for item in memory.store.search(NOTES)] == ["inner"]
