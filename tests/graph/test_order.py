@@ -165,6 +165,33 @@ def test_a_graph_that_saves_elsewhere_is_not_waited_for(memory: MemoryStore, tmp
     assert time.monotonic() - start < 0.9
 
 
+def test_a_run_that_saves_at_exit_saves_a_subgraph_that_keeps_its_state_first(memory: MemoryStore) -> None:
+    inner = line(inner=noting("inner")).compile(checkpointer=True)
+    graph = line(first=noting("first"), sub=inner).compile(checkpointer=memory.checkpointer, store=memory.store)
+    run(graph, use_async=False, durability="exit")
+    assert [entry.key for entry in memory.log()] == ["inner", "first"]
+
+
+def test_a_subgraph_lands_before_the_step_that_runs_it(memory: MemoryStore) -> None:
+    def writes(by: str) -> None:
+        memory.store.put(NOTES, "x", {"by": by})
+
+    def inner(state: State) -> State:
+        writes("inner")
+        return {}
+
+    sub = line(inner=inner).compile()
+
+    def outer(state: State) -> State:
+        writes("outer")
+        sub.invoke({"log": []})
+        return {"log": [str(memory.store.get(NOTES, "x"))]}
+
+    log = run(line(outer=outer).compile(checkpointer=memory.checkpointer, store=memory.store), use_async=False)["log"]
+    assert [entry.value for entry in memory.log()] == [{"by": "inner"}, {"by": "outer"}]
+    assert "'by': 'outer'" in log[0]
+
+
 class Lingering(MemStateCheckpointer):
     """What a subgraph saves last takes its time; whoever waits for `begun` knows that it is on its way."""
 
