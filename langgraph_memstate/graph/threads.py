@@ -23,7 +23,7 @@ from langgraph_memstate.errors import (
     DeserializationError,
     RollbackError,
 )
-from langgraph_memstate.facts import check_text
+from langgraph_memstate.facts import check_text, is_unicode
 from langgraph_memstate.filters import Filter, compile_filter
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.allocation import made_ahead
@@ -178,7 +178,8 @@ class ThreadReader(BaseCheckpointSaver[str]):
         with self.memory.storage.snapshot() as reader:
             if channels and not step.checkpoint_id:
                 step = step._replace(checkpoint_id=reader.latest_id(step.thread_id, step.checkpoint_ns) or "")
-            for channel, value_id, write in reader.ancestor_writes(step, channels) if channels else ():
+            stored = list(filter(is_unicode, channels))  # no other name can have been
+            for channel, value_id, write in reader.ancestor_writes(step, stored):
                 if value_id is not None:
                     seeds[channel] = value_id
                 if write is not None:

@@ -19,7 +19,8 @@ from langgraph_memstate.storage.operations import (
     Unstage,
 )
 from langgraph_memstate.storage.postgres_link import bytea_array, integer_array, text_array
-from langgraph_memstate.storage.postgres_packing import dump_manifest, with_time, with_type, write_of
+from langgraph_memstate.storage.postgres_packing import with_time, with_type, write_of
+from langgraph_memstate.storage.rows import dump_manifest
 from langgraph_memstate.storage.values import WriteRow
 
 Call = tuple[str, tuple[Any, ...]]

@@ -33,6 +33,7 @@ from langgraph_memstate.errors import (
     StorageError,
     TransientError,
 )
+from langgraph_memstate.storage.rows import escaped, unescaped
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Cursor = psycopg.Cursor[tuple[Any, ...]]
@@ -100,15 +101,6 @@ def interruption(error: BaseException) -> BaseException | None:
 
 
 # -- texts ------------------------------------------------------------------------------------------
-
-
-def escaped(text: str) -> str:
-    """A text as the database holds it."""
-    return text.replace("\1", "\1\2").replace("\0", "\1\1")
-
-
-def unescaped(text: str) -> str:
-    return text.replace("\1\1", "\0").replace("\1\2", "\1") if "\1" in text else text
 
 
 class _TextDumper(StrDumper):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from langgraph_memstate.errors import CorruptRowError
-from langgraph_memstate.storage import tables
 from langgraph_memstate.storage.packing import packed, packed_head, unpacked
-from langgraph_memstate.storage.postgres_link import escaped, unescaped
+from langgraph_memstate.storage.rows import escaped, unescaped
 from langgraph_memstate.storage.values import Blob, digest_of
 
 _USUAL = "msgpack"  # the type that goes without saying
@@ -62,20 +61,3 @@ def write_of(idx: int, value: Blob) -> tuple[bytes, bytes]:
     """The value of a task's write as it is stored, and its digest if it is to be an element."""
     stored = with_type(value)
     return stored, digest_of(value) if idx >= 0 and len(stored) >= _SHARED else b""
-
-
-def dump_manifest(manifest: Mapping[str, str]) -> str:
-    """JSON, in which the texts are escaped like any other of the database: it looks into it."""
-    return tables.dump_manifest({escaped(channel): escaped(value_id) for channel, value_id in manifest.items()})
-
-
-def read_manifest(text: str) -> dict[str, str]:
-    """What `dump_manifest` was given.
-
-    Raises:
-        CorruptRowError: this is no JSON object.
-    """
-    manifest = tables.load_manifest(text)
-    if "\\u0001" in text:
-        manifest = {unescaped(channel): unescaped(value_id) for channel, value_id in manifest.items()}
-    return manifest

@@ -18,9 +18,9 @@ from langgraph_memstate.storage.base import COUNTED
 from langgraph_memstate.storage.postgres_checks import narrowed, sought
 from langgraph_memstate.storage.postgres_claims import HELD
 from langgraph_memstate.storage.postgres_link import Connection, marked, run
-from langgraph_memstate.storage.postgres_packing import head_of, read_manifest, value_of
+from langgraph_memstate.storage.postgres_packing import head_of, value_of
 from langgraph_memstate.storage.postgres_vectors import VectorTables, neighbours
-from langgraph_memstate.storage.rows import ITEM, load_ids, record_of
+from langgraph_memstate.storage.rows import ITEM, load_ids, read_manifest, record_of
 from langgraph_memstate.storage.sql_read import (
     IN_NAMESPACE,
     LIVE,

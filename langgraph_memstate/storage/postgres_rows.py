@@ -8,20 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from langgraph_memstate.storage import tables
 from langgraph_memstate.storage.operations import Clear, Load
 from langgraph_memstate.storage.postgres_link import Connection, run, run_rows
 from langgraph_memstate.storage.postgres_packing import (
-    dump_manifest,
     head_of,
-    read_manifest,
     value_of,
     with_time,
     with_type,
     write_of,
 )
 from langgraph_memstate.storage.postgres_values import THREAD, VALUE
-from langgraph_memstate.storage.rows import as_moved, as_stored, check_unfinished, column_names
+from langgraph_memstate.storage.rows import (
+    as_moved,
+    as_stored,
+    check_unfinished,
+    column_names,
+    moved_manifest,
+    stored_manifest,
+)
 from langgraph_memstate.storage.tables import META, MOVED, TABLES, UNFINISHED, Row
 from langgraph_memstate.storage.values import Blob
 
@@ -66,7 +70,7 @@ def dumped(table: str, row: Sequence[Any]) -> Row:
     if table == "checkpoints":
         *rest, stored, manifest = row
         ts, metadata, head = head_of(stored)
-        return (*rest, ts, *head, metadata, tables.dump_manifest(read_manifest(manifest)))
+        return (*rest, ts, *head, metadata, moved_manifest(manifest))
     if table in _THREADED and table != "lists":
         return (*row[:-1], *value_of(row[-1]))
     return as_moved(table, tuple(row))
@@ -118,7 +122,7 @@ def _load_threaded(conn: Connection, op: Load) -> None:
 def _stored(table: str, row: Sequence[Any]) -> tuple[Any, ...]:
     if table == "checkpoints":
         *rest, ts, type_, data, metadata, manifest = row
-        return (*rest, with_time(ts, metadata, Blob(type_, data)), dump_manifest(tables.load_manifest(manifest)))
+        return (*rest, with_time(ts, metadata, Blob(type_, data)), stored_manifest(manifest))
     if table == "lists":
         return as_stored(table, tuple(row))
     *rest, type_, data = row

@@ -10,6 +10,7 @@ from typing import Any
 
 from langgraph_memstate.errors import CommitRaced, CorruptRowError
 from langgraph_memstate.facts import IndexPaths, LogEntry, Record, decode_namespace, decode_value
+from langgraph_memstate.storage import tables
 from langgraph_memstate.storage.packing import packed, unpacked
 from langgraph_memstate.storage.tables import TABLES, Row, Table
 from langgraph_memstate.storage.values import ScoredRow, StoredList
@@ -33,6 +34,32 @@ _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 def dump_json(value: object) -> str | None:
     """The text of a column that may be empty."""
     return None if value is None else _JSON.encode(value)
+
+
+def escaped(text: str) -> str:
+    """A text without NUL, where a database ends it or refuses it."""
+    return text.replace("\1", "\1\2").replace("\0", "\1\1")
+
+
+def unescaped(text: str) -> str:
+    return text.replace("\1\1", "\0").replace("\1\2", "\1") if "\1" in text else text
+
+
+def dump_manifest(manifest: Mapping[str, str]) -> str:
+    """JSON for the database to look into, so its texts are escaped."""
+    return _JSON.encode({escaped(channel): escaped(value_id) for channel, value_id in manifest.items()})
+
+
+def read_manifest(text: str) -> dict[str, str]:
+    """What `dump_manifest` was given.
+
+    Raises:
+        CorruptRowError: this is no JSON object.
+    """
+    manifest = tables.load_manifest(text)
+    if "\\u0001" in text:
+        manifest = {unescaped(channel): unescaped(value_id) for channel, value_id in manifest.items()}
+    return manifest
 
 
 def load_paths(text: str | None) -> IndexPaths:
@@ -125,19 +152,32 @@ def _load_elements(text: str) -> bytes:
     return dump_ids(json.loads(text))
 
 
-def _converted(table: str, packing: Callable[[Any], Any], listing: Callable[[Any], Any]) -> Mapping[int, Any]:
+def moved_manifest(stored: str) -> str:
+    return tables.dump_manifest(read_manifest(stored))
+
+
+def stored_manifest(text: str) -> str:
+    return dump_manifest(tables.load_manifest(text))
+
+
+_Convert = Callable[[Any], Any]
+
+
+def _converted(table: str, packing: _Convert, listing: _Convert, naming: _Convert) -> Mapping[int, _Convert]:
     """Which columns of a table are stored otherwise than they move, and how they are converted."""
-    found: dict[int, Any] = {}
+    found: dict[int, _Convert] = {}
     for place, column in enumerate(TABLES[table].columns):
         if column in _PACKED:
             found[place] = packing
         elif (table, column) == ("lists", "elements"):
             found[place] = listing
+        elif column == "manifest":
+            found[place] = naming
     return found
 
 
-_DUMPED = {table: _converted(table, unpacked, _dump_elements) for table in TABLES}
-_LOADED = {table: _converted(table, packed, _load_elements) for table in TABLES}
+_DUMPED = {table: _converted(table, unpacked, _dump_elements, moved_manifest) for table in TABLES}
+_LOADED = {table: _converted(table, packed, _load_elements, stored_manifest) for table in TABLES}
 
 
 def as_moved(table: str, row: Row) -> Row:

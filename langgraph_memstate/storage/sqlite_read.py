@@ -12,7 +12,7 @@ from langgraph_memstate.filters import Condition
 from langgraph_memstate.storage import sqlite_rows, sqlite_values
 from langgraph_memstate.storage.base import COUNTED
 from langgraph_memstate.storage.packing import unpacked
-from langgraph_memstate.storage.rows import ITEM, record_of
+from langgraph_memstate.storage.rows import ITEM, read_manifest, record_of
 from langgraph_memstate.storage.sql_read import (
     IN_NAMESPACE,
     LIVE,
@@ -26,7 +26,7 @@ from langgraph_memstate.storage.sql_read import (
     staged_of,
 )
 from langgraph_memstate.storage.sqlite_checks import sought
-from langgraph_memstate.storage.tables import Row, load_manifest
+from langgraph_memstate.storage.tables import Row
 from langgraph_memstate.storage.values import (
     AncestorWrite,
     Blob,
@@ -75,7 +75,7 @@ class SQLiteReader(SQLReader):
 
     def _head(self, step: StepKey, parent_id: str | None, seq: int, *columns: Any) -> StoredHead:
         ts, type_, head, metadata, manifest = columns
-        return StoredHead(step, parent_id, seq, ts, Blob(type_, unpacked(head)), metadata, load_manifest(manifest))
+        return StoredHead(step, parent_id, seq, ts, Blob(type_, unpacked(head)), metadata, read_manifest(manifest))
 
     def _value(self, *columns: Any) -> Blob:
         type_, data = columns

@@ -13,7 +13,15 @@ from collections.abc import Mapping, Sequence
 from langgraph_memstate.errors import CommitRaced, CorruptRowError
 from langgraph_memstate.storage.operations import PutCheckpoint
 from langgraph_memstate.storage.packing import packed, unpacked
-from langgraph_memstate.storage.rows import dump_ids, flattened, list_chain, load_ids
+from langgraph_memstate.storage.rows import (
+    dump_ids,
+    escaped,
+    flattened,
+    list_chain,
+    load_ids,
+    read_manifest,
+    unescaped,
+)
 from langgraph_memstate.storage.values import AncestorWrite, Blob, ListValue, StepKey, StoredList, StoredWrite
 
 # A base is older than what is based on it; a row that says otherwise is damaged, and must not make the walk endless.
@@ -25,15 +33,17 @@ _CHAIN = (
     "SELECT value_id, kind, depth, base, keep, elements FROM chain ORDER BY id DESC"
 )
 # Each channel is followed on its own; a row of the checkpoint itself starts the walk and is not part of the answer.
+# `name`: what the channel is called in a manifest.
 _ANCESTORS = (
-    "WITH RECURSIVE path (channel, distance, checkpoint_id, parent_id, manifest) AS ("
-    "SELECT wanted.value, 0, checkpoint_id, parent_id, '{}' FROM checkpoints, json_each(?4) AS wanted "
+    "WITH RECURSIVE wanted (channel, name) AS (VALUES {}), "
+    "path (channel, name, distance, checkpoint_id, parent_id, manifest) AS ("
+    "SELECT channel, name, 0, checkpoint_id, parent_id, '{{}}' FROM checkpoints, wanted "
     "WHERE thread_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id = ?3 "
-    "UNION ALL SELECT channel, distance + 1, above.checkpoint_id, above.parent_id, above.manifest "
+    "UNION ALL SELECT channel, name, distance + 1, above.checkpoint_id, above.parent_id, above.manifest "
     "FROM path JOIN checkpoints AS above "
     "ON above.thread_id = ?1 AND above.checkpoint_ns = ?2 AND above.checkpoint_id = path.parent_id "
-    "WHERE NOT EXISTS (SELECT 1 FROM json_each(path.manifest) WHERE key = path.channel)) "
-    "SELECT path.channel, (SELECT value FROM json_each(path.manifest) WHERE key = path.channel), "
+    "WHERE NOT EXISTS (SELECT 1 FROM json_each(path.manifest) WHERE key = path.name)) "
+    "SELECT path.channel, (SELECT value FROM json_each(path.manifest) WHERE key = path.name), "
     "task_id, task_path, type, data, idx FROM path "
     "LEFT JOIN writes ON writes.thread_id = ?1 AND writes.checkpoint_ns = ?2 "
     "AND writes.checkpoint_id = path.checkpoint_id AND writes.channel = path.channel "
@@ -62,10 +72,10 @@ def put_values(conn: sqlite3.Connection, op: PutCheckpoint) -> None:
     reused = set(op.manifest.values()) - op.values.keys() - op.lists.keys()
     if reused:
         (held,) = conn.execute(
-            "SELECT count(*) FROM json_each(?2) AS wanted WHERE "
-            "EXISTS (SELECT 1 FROM channel_values WHERE thread_id = ?1 AND value_id = wanted.value) OR "
-            "EXISTS (SELECT 1 FROM lists WHERE thread_id = ?1 AND value_id = wanted.value)",
-            (thread_id, json.dumps(list(reused))),
+            f"WITH wanted (value_id) AS (VALUES {', '.join(['(?)'] * len(reused))}) SELECT count(*) FROM wanted WHERE "
+            "EXISTS (SELECT 1 FROM channel_values AS held WHERE thread_id = ? AND held.value_id = wanted.value_id) OR "
+            "EXISTS (SELECT 1 FROM lists AS held WHERE thread_id = ? AND held.value_id = wanted.value_id)",
+            (*reused, thread_id, thread_id),
         ).fetchone()
         if held < len(reused):
             raise _raced()
@@ -149,13 +159,17 @@ def read_elements(conn: sqlite3.Connection, thread_id: str, ids: Sequence[int]) 
 
 
 def read_ancestor_writes(conn: sqlite3.Connection, step: StepKey, channels: Sequence[str]) -> list[AncestorWrite]:
+    if not channels:
+        return []
     found = []
-    rows = conn.execute(_ANCESTORS, (*step, json.dumps(list(channels))))
+    marks = ", ".join(f"(?{number}, ?{number + 1})" for number in range(4, 4 + 2 * len(channels), 2))
+    names = [text for channel in channels for text in (channel, escaped(channel))]
+    rows = conn.execute(_ANCESTORS.format(marks), (*step, *names))
     for channel, value_id, task_id, task_path, type_, data, idx in rows:
         write = None
         if task_id is not None:
             write = StoredWrite(task_id, task_path, channel, Blob(type_, unpacked(data)), idx)
-        found.append(AncestorWrite(channel, value_id, write))
+        found.append(AncestorWrite(channel, None if value_id is None else unescaped(value_id), write))
     return found
 
 
@@ -164,16 +178,22 @@ def read_ancestor_writes(conn: sqlite3.Connection, step: StepKey, channels: Sequ
 
 def sweep(conn: sqlite3.Connection, thread_id: str) -> None:
     """Free the values, lists and elements of a thread that no checkpoint refers to."""
-    manifests = "SELECT used.value FROM checkpoints, json_each(checkpoints.manifest) AS used WHERE thread_id = ?1"
-    conn.execute(f"DELETE FROM channel_values WHERE thread_id = ?1 AND value_id NOT IN ({manifests})", (thread_id,))
+    used: set[str] = set()
+    for (manifest,) in conn.execute("SELECT manifest FROM checkpoints WHERE thread_id = ?", (thread_id,)):
+        used.update(read_manifest(manifest).values())
+    held = conn.execute("SELECT value_id FROM channel_values WHERE thread_id = ?", (thread_id,)).fetchall()
+    conn.executemany(
+        "DELETE FROM channel_values WHERE thread_id = ? AND value_id = ?",
+        [(thread_id, value_id) for (value_id,) in held if value_id not in used],
+    )
     bases: dict[int, int | None] = {}
     keeps: dict[int, int] = {}
     live: set[int] = set()
-    for id_, base, keep, is_used in conn.execute(
-        f"SELECT id, base, keep, value_id IN ({manifests}) FROM lists WHERE thread_id = ?1", (thread_id,)
+    for id_, base, keep, value_id in conn.execute(
+        "SELECT id, base, keep, value_id FROM lists WHERE thread_id = ?", (thread_id,)
     ):
         bases[id_], keeps[id_] = base, keep
-        if is_used:
+        if value_id in used:
             live.add(id_)
     dead = bases.keys() - live
     if not dead:

@@ -44,7 +44,7 @@ from langgraph_memstate.storage.operations import (
     Unstage,
 )
 from langgraph_memstate.storage.packing import packed
-from langgraph_memstate.storage.rows import NOT_LANDED, dump_json
+from langgraph_memstate.storage.rows import NOT_LANDED, dump_manifest
 from langgraph_memstate.storage.sqlite_checks import check_unchanged, check_unique
 from langgraph_memstate.storage.sqlite_log import (
     append,
@@ -97,7 +97,7 @@ def _put_checkpoint(conn: sqlite3.Connection, op: PutCheckpoint) -> None:
     put_values(conn, op)
     row = (
         *op.step, op.parent_id, op.run_id, op.ts, op.head.type, packed(op.head.data), op.metadata,
-        dump_json(dict(op.manifest)),
+        dump_manifest(op.manifest),
     )  # fmt: skip
     inserted = conn.execute(_INSERT_CHECKPOINT.format("IGNORE"), row).rowcount
     if not inserted:  # put again, perhaps with other values

@@ -167,7 +167,7 @@ class CheckpointContract:
                 {letter for number in left for letter in whole[number]}
             )
 
-    @pytest.mark.parametrize("name", [name for name in (*ODD, *LIKE_IDS) if "\0" not in name])
+    @pytest.mark.parametrize("name", [*ODD, *LIKE_IDS])
     def test_any_channel_value_and_task_is_found_again(self, storage: Storage, name: str) -> None:
         first = checkpoint(1, lists={name: (name, listed(b"x"))}, elements=elements(b"x"))
         commit(storage, first, writes(1, name, (0, name, LARGE), path=name))
@@ -183,6 +183,29 @@ class CheckpointContract:
         commit(storage, DeleteCheckpoints((step(3),)))
         with storage.snapshot() as reader:
             assert stored(reader, "lists", "elements", "writes") == {"lists": 0, "elements": 0, "writes": 0}
+
+    def test_no_channel_is_taken_for_another(self, storage: Storage) -> None:
+        names = (*ODD, "", "a", "a\0", "a\0\0", "\0a", "a\1", "a\1\1", "a\1\2", "a\\u0000", "a\\0")
+        early = {name: f"early {name}".encode() for name in names}
+        late = {name: f"late {name}".encode() for name in names}
+        op = checkpoint(2, {name: Blob("bytes", late[name]) for name in names[::2]}, parent=1)
+        commit(storage, checkpoint(1), writes(1, "1", *((n, *each) for n, each in enumerate(early.items()))))
+        commit(storage, op, writes(2, "2", *((n, *each) for n, each in enumerate(late.items()))))
+        commit(storage, checkpoint(3, parent=2))
+        with storage.snapshot() as reader:
+            found = reader.checkpoint(*op.step)
+            assert found is not None
+            assert found.manifest == op.manifest
+            assert {write.channel: write.value.data for write in found.writes} == late
+            assert reader.values("t", list(op.values)) == op.values
+            for asked in ((), names, names[::-1], *((name,) for name in names)):
+                history = reader.ancestor_writes(step(3), asked)
+                assert {one.channel for one in history} == {*asked}
+                for name in asked:
+                    own = [one for one in history if one.channel == name]
+                    since = [late[name]] if name in op.manifest else [early[name], late[name]]
+                    assert [one.write and one.write.value.data for one in own] == since, ascii(name)
+                    assert own[-1].value_id == op.manifest.get(name), ascii(name)
 
     # -- writes and staged work ---------------------------------------------------------------------
 

@@ -97,8 +97,10 @@ class RowsContract:
         assert _LONG.data in {row["data"] for row in found["channel_values"]}
         assert _LONG.data in {row["data"] for row in found["writes"]}
         assert found["checkpoints"][0]["head"] == b"head %d" % int(str(found["checkpoints"][0]["checkpoint_id"]))
-        (last,) = (row for row in found["checkpoints"] if row["thread_id"] == "a")
-        assert list(json.loads(str(last["manifest"]))) == ["a", "b", "l"]
+        manifests = {row["thread_id"]: row["manifest"] for row in found["checkpoints"] if row["thread_id"] != "z"}
+        assert manifests.keys() == {*ODD, "a"}
+        for name, manifest in manifests.items():
+            assert list(json.loads(str(manifest))) == [name, "b", "l"]
         named = {(row["thread_id"], row["id"]): row["digest"] for row in found["elements"]}
         (longer,) = (row for row in found["lists"] if row["value_id"] == "longer")
         assert [named["z", id_] for id_ in json.loads(str(longer["elements"]))] == [b"y"]

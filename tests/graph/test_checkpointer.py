@@ -150,6 +150,11 @@ def test_nul_quotes_and_surrogate_free_unicode_in_every_name(saver: Face) -> Non
     saver.delete_thread("a")
     assert [id_of(one) for one in saver.list(at(odd, None))] == [id_of(stored)]
 
+    after = saver.step(odd, {}, ns=f"{odd}:1", after=stored)
+    histories = saver.saver.get_delta_channel_history(config=after, channels=["a", odd, "\ud800"])
+    nothing = {"writes": []}
+    assert histories == {"a": nothing, odd: {"writes": [(odd, odd, odd)], "seed": odd}, "\ud800": nothing}
+
 
 # -- metadata -------------------------------------------------------------------------------------------
 
