@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from langgraph_memstate.errors import (
     CorruptRowError,
@@ -243,10 +243,15 @@ def _not_json(value: object, depth: int) -> tuple[str, str] | None:
     )
 
 
+_raw_decode = json.JSONDecoder().raw_decode
+
+
 def decode_value(text: str) -> dict[str, Any]:
     """The inverse of `encode_value`."""
     try:
-        value = json.loads(text)
+        value, end = _raw_decode(text)  # half of what `json.loads` takes, which looks for spaces around it
+        if end != len(text):
+            raise ValueError(f"something follows it from {end} on")
     except (TypeError, ValueError, RecursionError) as error:
         raise CorruptRowError(f"a stored value is not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -349,8 +354,7 @@ class Draft:
             raise CorruptRowError(f"a staged memory write cannot be read: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """The current version of one (namespace, key), as the storage holds it. Times are seconds since 1970."""
 
     namespace: Namespace

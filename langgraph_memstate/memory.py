@@ -167,7 +167,7 @@ class MemoryStore(Hindsight):
         written = {one.version: one for one in self.write([draft])}[draft.version]
         item = item_of(written)
         assert item is not None
-        return Fact.of(replace(item, created_at=before.created_at))
+        return Fact.of(item._replace(created_at=before.created_at))
 
     def delete(
         self,

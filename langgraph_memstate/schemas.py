@@ -11,7 +11,7 @@ import re
 import reprlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -220,7 +220,7 @@ class SchemaRegistry:
         except Exception as error:  # an upcaster is the application's code
             self._tell(schema, record, error)
             return record
-        return replace(record, value=value, schema=schema.name, schema_version=schema.version)
+        return record._replace(value=value, schema=schema.name, schema_version=schema.version)
 
     def fault(self, record: Record) -> SchemaFault | None:
         """Why a current record is not what its schema says, if it is not."""

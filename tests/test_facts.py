@@ -218,7 +218,7 @@ def test_values_at_the_limits_are_kept() -> None:
     assert decode_value(encode_value(value)) == value
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "1", '"a"', "null", "[" * 100_000, None, b"\xff"])
+@pytest.mark.parametrize("text", ["", "{", "{}x", "{} {}", "[1]", "1", '"a"', "null", "[" * 100_000, None, b"\xff"])
 def test_a_stored_value_nobody_wrote_is_corrupt(text: Any) -> None:
     with pytest.raises(CorruptRowError):
         decode_value(text)

@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import chromadb
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.store.base import PutOp
 from pydantic import BaseModel, Field, field_validator
@@ -32,6 +34,7 @@ from langgraph_memstate.errors import (
     StorageError,
     VectorSyncError,
 )
+from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.hooks.base import IndexSpec, IndexState, SyncHook, Vector, VectorRecord
 from langgraph_memstate.hooks.chroma import ChromaSyncHook
 from langgraph_memstate.storage import sqlite_read
@@ -841,20 +844,69 @@ def save(memory: MemoryStore, thread_id: str, value: str) -> None:
 # -- order ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recent", [1, 2, 3, 7, 50])
+PLACES = [("a", "x"), ("a", "y"), ("ab",)]
+LOOKS = [(), ((1, 1, 0),), ((2, 3, 0), (2, 6, 1), (4, 12, 0)), ((0, 5, 0), (0, 9, 2), (0, 1_000, 0))]
+
+
+@settings(deadline=None)
+@given(
+    writes=st.lists(
+        st.tuples(
+            st.sampled_from(PLACES),
+            st.sampled_from("klmnop"),
+            st.integers(-1, 8),
+            st.sampled_from([None, None, None, 0.0, 60.0]),
+        ),
+        min_size=10,
+        max_size=50,
+    ),
+    looks=st.sampled_from(LOOKS),
+    prefix=st.sampled_from([(), ("a",), ("b",), *PLACES]),
+    wanted=st.sampled_from([None, {"n": 1}, {"n": {"$gte": 4}}, {"n": {"$ne": 0}}]),
+    limit=st.sampled_from([0, 1, 3, 10, 30]),
+    offset=st.integers(0, 3),
+)
 def test_the_latest_come_first_wherever_they_are_looked_for(
-    file_memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, recent: int
+    writes: list[tuple[tuple[str, ...], str, int, float | None]],
+    looks: tuple[tuple[int, int, int], ...],
+    prefix: tuple[str, ...],
+    wanted: dict[str, Any] | None,
+    limit: int,
+    offset: int,
 ) -> None:
-    monkeypatch.setattr(sqlite_read, "_MANY", min(recent, 5))
-    monkeypatch.setattr(sqlite_read, "_RECENT", recent)
-    dice = random.Random(recent)
-    for number in range(40):
-        file_memory.store.put(("a" if dice.random() < 0.5 else "b", "x"), str(dice.randrange(12)), {"n": number})
-    for prefix in ((), ("a",), ("b", "x"), ("c",)):
-        log = [entry for entry in file_memory.log() if entry.namespace[: len(prefix)] == prefix]
-        latest = {(entry.namespace, entry.key): entry.value or {} for entry in log}
-        ordered = sorted(latest.values(), key=lambda value: int(value["n"]), reverse=True)
-        assert [item.value for item in file_memory.store.search(prefix, limit=100)] == ordered
-        assert [item.value for item in file_memory.store.search(prefix, limit=3, offset=2)] == ordered[2:5]
-        found = file_memory.store.search(prefix, filter={"n": {"$gt": 10}}, limit=100)
-        assert [item.value for item in found] == [value for value in ordered if value["n"] > 10]
+    held: dict[tuple[tuple[str, ...], str], dict[str, Any]] = {}  # in the order of the writes
+    with pytest.MonkeyPatch.context() as patch, MemoryStore.open(":memory:") as memory:
+        patch.setattr(sqlite_read, "_LOOKS", looks)
+        for order, (namespace, key, n, ttl) in enumerate(writes):
+            held.pop((namespace, key), None)
+            if n < 0:
+                memory.store.delete(namespace, key)
+                continue
+            value = {"n": n, "order": order}
+            memory.store.put(namespace, key, value, ttl=ttl)
+            if ttl != 0:
+                held[namespace, key] = value
+        matches = compile_filter(wanted) or (lambda value: True)
+        under = [value for (place, _), value in held.items() if place[: len(prefix)] == prefix and matches(value)]
+        found = memory.store.search(prefix, filter=wanted, limit=limit, offset=offset)
+        assert [item.value for item in found] == under[::-1][offset : offset + limit]
+
+
+def test_the_latest_of_many_come_first(file_memory: MemoryStore) -> None:
+    """More than are looked for at once, with others between."""
+    sizes = {"few": 90, "some": 300, "many": 2_100}
+    order = [name for name, size in sizes.items() for _ in range(size)]
+    random.Random(7).shuffle(order)
+    order += ["late"] * 1_100
+    facts = [Fact("note", {"n": n}, id=str(n), namespace=(name,)) for n, name in enumerate(order)]
+    file_memory.commit([Fact("note", {"n": -1 - n}, id=str(n), namespace=("many",)) for n in range(100)])
+    file_memory.commit(facts)
+    for name in (*sizes, "late"):
+        newest_first = [n for n, place in reversed(list(enumerate(order))) if place == name]
+        if name == "many":
+            newest_first += [-1 - n for n in reversed(range(100)) if n not in newest_first]
+        for least in (-200, 0, len(order) - 1_200, len(order) - 30, len(order)):
+            wanted = [n for n in newest_first if n >= least]
+            for limit in (1, 10, 5_000):
+                found = file_memory.store.search((name,), filter={"n": {"$gte": least}}, limit=limit, offset=1)
+                assert [item.value["n"] for item in found] == wanted[1 : limit + 1]

@@ -71,19 +71,9 @@ def record_of(row: Sequence[Any]) -> Record:
     ns, key, version, value, created_at, updated_at, seq, expires_at, ttl, type_, schema = row[:COLUMNS]
     number, _, name = (schema or "").partition(" ")
     return Record(
-        namespace=decode_namespace(ns),
-        key=key,
-        version=version,
-        value=value,
-        created_at=created_at,
-        updated_at=updated_at,
-        seq=seq,
-        expires_at=expires_at,
-        ttl=ttl,
-        type=type_,
-        schema=name or None,
-        schema_version=int(number) if number else None,
-    )
+        decode_namespace(ns), key, version, value, created_at, updated_at, seq, expires_at, ttl, type_, name or None,
+        int(number) if number else None,
+    )  # fmt: skip
 
 
 def scored_of(row: Sequence[Any]) -> ScoredRow:

@@ -43,8 +43,14 @@ from langgraph_memstate.storage.values import (
 _HEAD = "thread_id, checkpoint_ns, checkpoint_id, parent_id, seq, ts, head_type, head, metadata, manifest"
 _STEP = f"SELECT {_HEAD} FROM checkpoints WHERE {OF_STEP}"
 _LATEST = f"SELECT {_HEAD} FROM checkpoints WHERE {OF_THREAD} AND {IN_NAMESPACE} ORDER BY checkpoint_id DESC LIMIT 1"
-_MANY = 2_000  # items of a prefix, from which on its latest are looked for before all of them are sorted
-_RECENT = 50_000  # sequences that are looked through for that: some milliseconds, if it was in vain
+_LATEST_ITEMS = (
+    f"SELECT {ITEM} FROM items INDEXED BY items_by_seq WHERE items.seq > :above AND items.seq <= :until "
+    f"AND {UNDER} AND {LIVE} {{}} ORDER BY items.seq DESC"
+)
+_ITEMS = f"SELECT {ITEM} FROM items WHERE +items.seq <= :until AND {UNDER} AND {LIVE} {{}} ORDER BY +items.seq DESC"
+# Where to look for the latest items of a prefix before all of them are sorted: if there are so many, in so many of the
+# latest sequences, where so many were found until then. In vain, the first look takes some hundredths of a millisecond.
+_LOOKS = ((100, 200, 0), (100, 1_000, 1), (2_000, 50_000, 0))
 _COMPARISONS = {"=": "=", ">=": ">=", "<=": "<="}
 
 
@@ -56,6 +62,8 @@ class SQLiteReader(SQLReader):
         "FROM facts WHERE seq <= :seq AND value IS NOT NULL AND NOT EXISTS (SELECT 1 FROM facts AS later "
         "WHERE later.ns = facts.ns AND later.key = facts.key AND later.seq > facts.seq AND later.seq <= :seq)) AS items"
     )
+
+    _past_items = f"SELECT {ITEM} FROM {past} WHERE {UNDER} AND {LIVE} {{}} ORDER BY items.seq DESC"
 
     def __init__(self, conn: sqlite3.Connection, seq: int | None = None) -> None:
         super().__init__(seq)
@@ -120,26 +128,25 @@ class SQLiteReader(SQLReader):
 
     def items(self, prefix: Sequence[str], now: float, conditions: Sequence[Condition] = ()) -> Iterator[Record]:
         also, operands = _narrowed(conditions)
-        wanted = f"{UNDER} AND {LIVE} {also}"
-        recent = self._recent(prefix) if self._seq is None else None
-        if recent is None:
-            queries = [f"SELECT {ITEM} FROM {self._items} WHERE {wanted} ORDER BY items.seq DESC"]
-        else:
-            queries = [
-                f"SELECT {ITEM} FROM items INDEXED BY items_by_seq WHERE items.seq > :recent AND {wanted} "
-                "ORDER BY items.seq DESC",
-                f"SELECT {ITEM} FROM items WHERE +items.seq <= :recent AND {wanted} ORDER BY +items.seq DESC",
-            ]
-        for query in queries:
-            yield from map(record_of, self._rows(query, now=now, recent=recent, **range_of(prefix), **operands))
+        bound = {"now": now, **range_of(prefix), **operands, "until": 2**62}
+        found = 0
+        for many, reach, least in _LOOKS if self._seq is None else ():
+            if found < least:
+                continue
+            if not self._has(many, prefix):
+                break
+            above = self._number("SELECT coalesce(max(seq), 0) FROM items") - reach
+            for row in self._rows(_LATEST_ITEMS.format(also), above=above, **bound):
+                found += 1
+                yield record_of(row)
+            bound["until"] = above
+        query = (_ITEMS if self._seq is None else self._past_items).format(also)
+        yield from map(record_of, self._rows(query, **bound))
 
-    def _recent(self, prefix: Sequence[str]) -> int | None:
-        """The sequence after which to look first for the latest items of a prefix that has many: all need sorting."""
-        ((many, last),) = self._rows(
-            f"SELECT (SELECT count(*) FROM (SELECT 1 FROM items WHERE {UNDER} LIMIT {_MANY})) = {_MANY}, "
-            "(SELECT max(seq) FROM items)", **range_of(prefix),
-        )  # fmt: skip
-        return last - _RECENT if many else None
+    def _has(self, many: int, prefix: Sequence[str]) -> bool:
+        """Whether there are so many items under a prefix."""
+        query = f"SELECT count(*) FROM (SELECT 1 FROM items WHERE {UNDER} LIMIT {many})"
+        return self._number(query, **range_of(prefix)) == many
 
     def _sought(self, claim: Claim, now: float) -> tuple[str, dict[str, Any]]:
         return sought(claim, now)
