@@ -32,6 +32,10 @@ class Line:
         """Whether what is sent is the request that the line waits for to break."""
         raise NotImplementedError
 
+    def is_request(self, sent: bytes) -> bool:
+        """Whether what is sent has an answer."""
+        return True
+
     def answer(self, sent: bytes) -> bytes:
         """What the client gets of what the server has sent."""
         return sent
@@ -66,7 +70,7 @@ class Line:
     ) -> None:
         with suppress(OSError):
             while sent := client.recv(1 << 20):
-                if answered.is_set():
+                if answered.is_set() and self.is_request(sent):
                     answered.clear()
                     self.trips += 1
                 if self.breaks is not None and self.is_awaited(sent):

@@ -16,6 +16,8 @@ from psycopg.conninfo import conninfo_to_dict
 SOCKET = ".s.PGSQL.5432"
 _KEY = re.compile(rb"(K\x00\x00\x00\x0c)....(....Z\x00\x00\x00\x05I)", re.DOTALL)  # BackendKeyData, then ReadyForQuery
 
+_FLUSH = b"H\x00\x00\x00\x04"
+
 
 class PostgresLine(Line):
     """A line to a server's socket. `pools`: it numbers server processes itself, as poolers do."""
@@ -40,6 +42,9 @@ class PostgresLine(Line):
 
     def is_awaited(self, request: bytes) -> bool:
         return b"COMMIT\0" in request or b".put_checkpoint(" in request
+
+    def is_request(self, sent: bytes) -> bool:
+        return sent != _FLUSH  # which the driver may send apart, after it has its answer
 
     def answer(self, sent: bytes) -> bytes:
         return _KEY.sub(lambda found: found[1] + b"\0\0\0\7" + found[2], sent) if self.pools else sent

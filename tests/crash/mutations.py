@@ -36,6 +36,10 @@ def kills(root: str) -> list[str]:
     return kill_everywhere(root, Setup(("one",)), until=3, stride=3)[1]
 
 
+def kills_closely(root: str) -> list[str]:
+    return kill_everywhere(root, Setup(("one",)), until=3, stride=2)[1]
+
+
 def kills_deferred(root: str) -> list[str]:
     return kill_everywhere(root, Setup(("one",), "deferred"), until=3, stride=3)[1]
 
@@ -204,7 +208,7 @@ MUTATIONS = (
     Mutation("an error is swallowed, then commit", _swallowed_error, faults_of_statements),
     Mutation("acknowledged before it is committed", _early_acknowledgement, kills),
     Mutation("the index is written with no prepare record", _no_prepare_record, kills),
-    Mutation("the index is written after the commit", _log_first, kills),
+    Mutation("the index is written after the commit", _log_first, kills_closely),  # it shows at few points
     Mutation("the old vector is deleted before the new one is committed", _old_vector_goes_first, faults_of_calls),
     Mutation("what a crash left is not settled", _no_replay, kills),
     Mutation("a commit that failed leaves its vectors", _aborted_commit_keeps_its_vectors, kills),
