@@ -33,6 +33,11 @@ def awaited(method: Callable[Concatenate[M, P], T]) -> Callable[Concatenate[M, P
     return twin
 
 
+def is_own(method: object, original: object) -> bool:
+    """Whether calling a bound method calls `original`, which nothing overrides or wraps."""
+    return getattr(method, "__func__", None) is original
+
+
 def on_event_loop() -> bool:
     """Whether this thread runs an event loop, which blocking calls would hold up."""
     try:

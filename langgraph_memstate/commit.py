@@ -43,7 +43,8 @@ class Landing:
 
     def wait(self) -> None:
         """Return once the commit is durable, or raise why nothing of it landed."""
-        self._writer.see_through(self)
+        if not self.is_settled:
+            self._writer.see_through(self)
         if self.outcome is not None:
             raise self.outcome
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from pydantic import BaseModel
 
-from langgraph_memstate.awaited import awaited
+from langgraph_memstate.awaited import awaited, is_own
 from langgraph_memstate.commit import Landing, Writer
 from langgraph_memstate.constraints import admitted, guarded, needs_guard
 from langgraph_memstate.embedding import Embedder, home_loop
@@ -46,6 +46,7 @@ from langgraph_memstate.reading import View
 from langgraph_memstate.schemas import Constraint, SchemaRegistry, Upcaster
 from langgraph_memstate.storage.base import Storage
 from langgraph_memstate.storage.operations import Commit, Expect, Touch
+from langgraph_memstate.together import Together
 from langgraph_memstate.transaction import Transaction
 from langgraph_memstate.urls import storage_at
 
@@ -99,6 +100,7 @@ class OpenedMemory:
         self._outbox = Outbox(storage, self._writer, vector_sync, self.store_id)
         self._scope: StepScope | None = None
         self._pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="memstate")
+        self._together = Together(self._submit)
         self._lock = threading.RLock()
         self._closed = False
         self._index_config = dict(index) if index else None
@@ -327,6 +329,28 @@ class OpenedMemory:
         self._check_open()
         return self._writer.submit(commit)
 
+    @property
+    def is_simple(self) -> bool:
+        """Whether what the caller writes now is nothing but a commit, which `begin` can queue."""
+        return (
+            self._index_config is None
+            and not self._outbox.indexes
+            and not self.schemas.all()  # which run code of the application, for as long as that takes
+            and self._transaction.get() is None
+            and not (self._scope is not None and self._scope.is_running())
+            and is_own(self.write, _write)
+        )
+
+    def begin(self, drafts: Sequence[Draft]) -> Landing:
+        """Queue drafts as a commit of their own, to be waited for.
+
+        Raises:
+            CommitRaced: a write takes more than that by now, and is to be left to `write`.
+        """
+        if not self.is_simple:
+            raise CommitRaced("the memory has got an index or a schema meanwhile")
+        return self.enqueue(self._outbox.plain(drafts))
+
     def _prepared(self, commit: Callable[[], T]) -> T:
         """Run a commit that is prepared from what the database holds, again where that changed meanwhile."""
         for _ in range(_RACES - 1):
@@ -424,7 +448,11 @@ class OpenedMemory:
 
     def _submit(self, call: Callable[[], T]) -> Future[T]:
         self._check_open()
-        return self._pool.submit(contextvars.copy_context().run, call)
+        try:
+            return self._pool.submit(contextvars.copy_context().run, call)
+        except RuntimeError:
+            self._check_open()  # it may have been closed meanwhile
+            raise
 
     async def run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run a blocking call of this memory in a thread, with the caller's context.
@@ -438,6 +466,14 @@ class OpenedMemory:
             home_loop.reset(token)
         return await asyncio.wrap_future(future)
 
+    async def land_together(self, begin: Callable[[], Landing | None]) -> None:
+        """Run a call that queues a commit, and wait for it, in a thread that such calls of other tasks share.
+
+        As with `run`, it has the caller's context, and cancelling the await leaves it running. It must not wait.
+        """
+        self._check_open()
+        await self._together.land(begin)
+
     @classmethod
     async def aopen(cls, url: str | Path, **options: Any) -> Self:
         return await asyncio.get_running_loop().run_in_executor(None, functools.partial(cls.open, url, **options))
@@ -447,3 +483,6 @@ class OpenedMemory:
 
     aadd_hook = awaited(add_hook)
     aflush = awaited(flush)
+
+
+_write = OpenedMemory.write  # a memory that has another is asked to `write`

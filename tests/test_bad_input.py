@@ -219,7 +219,9 @@ MEMORY_CALLS: dict[str, Call] = {
     "promote_session": lambda memory: memory.promote_session("s"),
     "discard_session": lambda memory: memory.discard_session("s"),
     "write": lambda memory: memory.write([]),
+    "begin": lambda memory: memory.begin([]),
     "land": lambda memory: memory.land([]),
+    "land_together": lambda memory: memory.land_together(lambda: None),
     "enqueue": lambda memory: memory.enqueue(()),
     "submit": lambda memory: memory.submit(()),
     "transaction": lambda memory: memory.transaction(),
@@ -277,6 +279,7 @@ SAVER_CALLS: dict[str, Call] = {
 FREE = {
     MemoryStore: {
         "open", "close", "aclose", "closed", "checkpointer", "store", "join_steps", "draft_put", "draft_delete",
+        "is_simple",
     },
     MemStateStore: {"from_conn_string", "setup", "stop_ttl_sweeper", "supports_ttl", "ttl_config"},
     MemStateCheckpointer: {

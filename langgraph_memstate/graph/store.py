@@ -6,6 +6,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,8 +25,9 @@ from langgraph.store.base import (
     TTLConfig,
 )
 
+from langgraph_memstate.awaited import is_own
 from langgraph_memstate.embedding import check_paths
-from langgraph_memstate.errors import FilterError, NamespaceError, StorageClosedError
+from langgraph_memstate.errors import CommitRaced, FilterError, NamespaceError, StorageClosedError
 from langgraph_memstate.facts import Draft, IndexPaths, Namespace, Record, check_key, check_namespace, decode_value
 from langgraph_memstate.filters import compile_filter
 from langgraph_memstate.graph import pregel
@@ -149,7 +151,17 @@ class MemStateStore(BaseStore):
         return self.memory.view()
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
-        return await self.memory.run(self.batch, ops)
+        operations = list(ops)
+        if self._is_put(operations):
+            with suppress(CommitRaced):  # else it is prepared anew, as any batch
+                await self.memory.land_together(lambda: self.memory.begin(self._drafts(operations)))
+                return [None] * len(operations)
+        return await self.memory.run(self.batch, operations)
+
+    def _is_put(self, ops: Sequence[Op]) -> bool:
+        """Whether a batch is nothing but a commit."""
+        only_puts = bool(ops) and all(isinstance(op, PutOp) for op in ops)
+        return only_puts and self.memory.is_simple and is_own(self.batch, _batch)
 
     # -- writes -------------------------------------------------------------------------------------
 
@@ -228,6 +240,9 @@ class MemStateStore(BaseStore):
                 return
             except Exception as error:  # the next round may find the database well again
                 logger.warning("sweeping expired items failed: %r", error)
+
+
+_batch = MemStateStore.batch  # a store that has another is asked for it
 
 
 def _times(record: Record) -> dict[str, datetime]:
