@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.store.base import GetOp, Op, PutOp, Result
 from pydantic import BaseModel
 
-from langgraph_memstate import MemoryStore, MemStateStore, SQLiteStorage
+from langgraph_memstate import MemoryStore, MemStateCheckpointer, MemStateStore, SQLiteStorage
 from langgraph_memstate.errors import (
     CommitRaced,
     DiskFullError,
@@ -382,3 +384,60 @@ async def test_a_schema_that_comes_meanwhile(memory: MemoryStore, gate: Gate) ->
     assert outcomes[0] is None
     assert isinstance(outcomes[1], SchemaError)
     assert gate.landed() == ["a"]
+
+
+# -- the writes of tasks --------------------------------------------------------------------------------
+
+
+def saved(saver: MemStateCheckpointer) -> Any:
+    thread: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+    return saver.put(thread, empty_checkpoint(), {"source": "loop", "step": 0}, {})
+
+
+async def test_writes_of_many_tasks(memory: MemoryStore, gate: Gate) -> None:
+    saver = memory.checkpointer
+    config = saved(saver)
+    gate.groups.clear()
+    calls = [saver.aput_writes(config, [("n", n)], f"task-{n:02}") for n in range(TASKS)]
+    calls.insert(7, saver.aput_writes(config, [("n", object())], "bad"))
+    async with busy(memory):
+        tasks = [await started(call) for call in calls]
+    outcomes = await at_once(tasks)
+    assert isinstance(outcomes.pop(7), SerializationError)
+    assert outcomes == [None] * TASKS
+    assert gate.groups == [TASKS]
+    found = await saver.aget_tuple(config)
+    assert found is not None
+    assert sorted(found.pending_writes or ()) == [(f"task-{n:02}", "n", n) for n in range(TASKS)]
+
+
+async def test_a_saver_that_overrides_put_writes_is_asked(memory: MemoryStore) -> None:
+    asked: list[str] = []
+
+    class Loud(MemStateCheckpointer):
+        def put_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
+            asked.append(task_id)
+            super().put_writes(config, writes, task_id, task_path)
+
+    saver = Loud(memory)
+    config = saved(saver)
+    await saver.aput_writes(config, [("n", 1)], "one")
+    plain = MemStateCheckpointer(memory)
+    plain.put_writes = lambda config, writes, task_id, task_path="": asked.append(task_id)  # type: ignore[method-assign]
+    await plain.aput_writes(config, [("n", 1)], "two")
+    assert asked == ["one", "two"]
+
+
+async def test_another_serializer_holds_nobody_up(memory: MemoryStore) -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    class Waiting(JsonPlusSerializer):
+        def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+            if obj == "wait":
+                together.wait()
+            return super().dumps_typed(obj)
+
+    saver = MemStateCheckpointer(memory, serde=Waiting())
+    config = saved(saver)
+    calls = [saver.aput_writes(config, [("a", "wait")], task) for task in ("one", "two")]
+    assert await at_once(calls) == [None, None]

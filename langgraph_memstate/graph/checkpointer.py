@@ -19,6 +19,8 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from langgraph_memstate.awaited import is_own
+from langgraph_memstate.commit import Landing as QueuedCommit
 from langgraph_memstate.errors import (
     CommitRaced,
     SerializationError,
@@ -26,6 +28,7 @@ from langgraph_memstate.errors import (
 from langgraph_memstate.facts import Draft
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.channel_values import Encoded
+from langgraph_memstate.graph.codec import MemStateSerializer
 from langgraph_memstate.graph.opening import Opening, ready
 from langgraph_memstate.graph.parts import in_log_order, saved_part
 from langgraph_memstate.graph.pruning import prunable
@@ -276,15 +279,23 @@ class MemStateCheckpointer(ThreadReader):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Save a task's pending writes, and with them its memory writes if it finished. Idempotent."""
+        queued = self._begin_writes(config, writes, task_id, task_path)
+        if queued is not None:
+            queued.wait()
+
+    def _begin_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> QueuedCommit | None:
+        """Queue a task's writes, to be waited for, if there is anything left to save."""
         step = step_of(config, str(config["configurable"]["checkpoint_id"]))
         if task_path:  # a task of this step ran, so the run goes on with it
             self._staging.decide(config, step, resumed=True)
         if pregel.saves_at_exit(config) and self._ledger(config).half(step[:2]) and not self._exists(step):
-            return  # of a step that starts from a checkpoint that was never saved
-        if not self._save_writes(config, step, writes, task_id, task_path):
-            left = pregel.without_output(task_id, writes)
-            if left:
-                self._save_writes(config, step, left, task_id, task_path)
+            return None  # of a step that starts from a checkpoint that was never saved
+        queued = self._save_writes(config, step, writes, task_id, task_path)
+        if queued is None and (left := pregel.without_output(task_id, writes)):
+            queued = self._save_writes(config, step, left, task_id, task_path)
+        return queued
 
     def _exists(self, step: StepKey) -> bool:
         with self.memory.storage.snapshot() as reader:
@@ -292,8 +303,8 @@ class MemStateCheckpointer(ThreadReader):
 
     def _save_writes(
         self, config: RunnableConfig, step: StepKey, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
-    ) -> bool:
-        """Whether the writes were saved: not those of which a channel has refused one meanwhile."""
+    ) -> QueuedCommit | None:
+        """Queue the writes; None if a channel has refused one of them meanwhile."""
         drafts = self._staging.finished(config, step, task_id, writes)
         numbered = [
             Write(WRITES_IDX_MAP.get(channel, position), channel, value)
@@ -377,7 +388,11 @@ class MemStateCheckpointer(ThreadReader):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        await self.memory.run(self.put_writes, config, writes, task_id, task_path)
+        # A serializer of the application may take its time, and other tasks would wait with it.
+        if type(self.serde) is MemStateSerializer and is_own(self.put_writes, _put_writes):
+            await self.memory.land_together(lambda: self._begin_writes(config, writes, task_id, task_path))
+        else:
+            await self.memory.run(self.put_writes, config, writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: str) -> None:
         await self.memory.run(self.delete_thread, thread_id)
@@ -390,6 +405,9 @@ class MemStateCheckpointer(ThreadReader):
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         await self.memory.run(self.prune, thread_ids, strategy=strategy)
+
+
+_put_writes = MemStateCheckpointer.put_writes  # a saver that has another is asked for it
 
 
 def _dump_metadata(metadata: Mapping[str, Any]) -> str:

@@ -81,20 +81,18 @@ class Ledger:
         writes: Sequence[Write],
         enqueue: Callable[[], Landing],
         remove: Remove,
-    ) -> bool:
-        """Save a task's writes and wait; False if one of them is refused already, and nothing was saved.
+    ) -> Landing | None:
+        """Queue a task's writes, to be waited for; None if one of them is refused already, and nothing is saved.
 
         What is saved under an index stays, and stands by itself: input that comes bit by bit is saved whole each time.
         """
         with self._lock:
             if any(value is one.value and one.channel in names for names, value in self._refused for one in writes):
-                return False
+                return None
             known = self._saved.setdefault((step, task_id), [])
             kept = frozenset(write.idx for saved in known for write in saved.writes if write.idx >= 0)
             known.append(_Saved(step, task_id, tuple(writes), remove, kept))
-            landing = enqueue()
-        landing.wait()
-        return True
+            return enqueue()
 
     def loaded(self, step: StepKey, task_id: str, writes: Sequence[Write], remove: Remove) -> None:
         """Note writes that were saved before."""
