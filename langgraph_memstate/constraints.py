@@ -31,7 +31,7 @@ class Guarded:
 
 
 def needs_guard(schemas: SchemaRegistry, drafts: Iterable[Draft]) -> bool:
-    return schemas.constrained or any(draft.patch is not None for draft in drafts)
+    return schemas.constrained or any(draft.patch is not None or draft.on_conflict is not None for draft in drafts)
 
 
 def guarded(

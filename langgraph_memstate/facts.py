@@ -305,7 +305,8 @@ class Draft:
 
     `patch`: JSON text (RFC 7396); the value is then what it made of the fact as its writer saw it, and is made anew of
     the fact as the commit finds it. `overrides`: it may change an immutable fact. `derived`: it follows from the other
-    writes of its step, and is derived from them anew when that lands.
+    writes of its step, and is derived from them anew when that lands. `on_conflict`: what becomes of an undo if others
+    have changed the fact since it was at version `over`.
     """
 
     version: str
@@ -325,6 +326,8 @@ class Draft:
     patch: str | None = None
     overrides: bool = False
     derived: bool = False
+    over: str | None = None
+    on_conflict: Literal["raise", "keep"] | None = None
 
     @property
     def address(self) -> tuple[Namespace, str]:

@@ -1,4 +1,4 @@
-"""Updates: merge patches (RFC 7396) of facts, computed anew from the fact that is current when they are committed."""
+"""Writes that depend on the fact that is current when they are committed: merge patches (RFC 7396), undos of a step."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from langgraph_memstate.errors import NotFoundError
+from langgraph_memstate.errors import Conflict, NotFoundError, RollbackConflict
 from langgraph_memstate.facts import Draft, Namespace, Origin, Record, encode_value, new_version
 from langgraph_memstate.reading import Address, View, applied, item_of
 from langgraph_memstate.schemas import SchemaRegistry
 from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.checks import address as named
 from langgraph_memstate.storage.operations import Expect
+from langgraph_memstate.undo import is_expiry
 
 
 def updated(
@@ -42,17 +43,26 @@ def rebased(
 ) -> tuple[list[Draft], Expect]:
     """The drafts with every patch applied to what is current now, and the versions that this relies on.
 
+    An undo that was prepared before others changed the fact is left out, if it is to keep their version.
+
     A fact that was deleted since a step updated it stays deleted, as if the update had come first; the log then has
     another delete for it.
 
     Raises:
         NotFoundError: a fact was deleted since it was updated outside of a step.
+        RollbackConflict: a fact was changed by others since its undo was prepared.
         SchemaError: what a patch makes of the fact as it is now is rejected by its schema.
     """
     written: dict[Address, Draft] = {}
     relied_on: list[tuple[Namespace, str, str | None]] = []
     result: list[Draft] = []
     for draft in drafts:
+        if draft.on_conflict is not None and draft.address not in written:
+            record = reader.item(*draft.address, now=0.0)
+            version = None if record is None else record.version
+            relied_on.append((*draft.address, version))
+            if version != draft.over and _stays(reader, draft):
+                continue
         if draft.patch is not None:
             if (before := written.get(draft.address)) is not None:
                 record = item_of(before)
@@ -67,6 +77,26 @@ def rebased(
         written[draft.address] = draft
         result.append(draft)
     return result, Expect(tuple(relied_on))
+
+
+def _stays(reader: Reader, draft: Draft) -> bool:
+    """Whether what has replaced the version that an undo is for stays.
+
+    Raises:
+        RollbackConflict: the undo is not to decide that.
+    """
+    theirs = next(iter(reader.versions(*draft.address)), None)
+    if theirs is None or is_expiry(theirs):
+        return False
+    if draft.on_conflict == "keep" or theirs.thread_id == draft.origin.thread_id:
+        return True
+    where = named(*draft.address)
+    raise RollbackConflict(
+        f"{where} was changed by others after its undo was prepared, and before the step that undoes it ended: nothing "
+        "of that step has landed. New input drops the step; on_conflict='keep' leaves their version, 'overwrite' "
+        "takes it back too",
+        [Conflict(*draft.address, draft.over or "", theirs.version)],
+    )
 
 
 def _not_found(namespace: Namespace, key: str) -> NotFoundError:

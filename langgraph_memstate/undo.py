@@ -172,12 +172,13 @@ def _versions(
             covered = True
         elif entry.seq < first or (covered and theirs is None):
             return theirs, entry
-        elif not covered and theirs is None and not _is_expiry(entry):
+        elif not covered and theirs is None and not is_expiry(entry):
             theirs = entry
     return theirs, None
 
 
-def _is_expiry(entry: LogEntry) -> bool:
+def is_expiry(entry: LogEntry) -> bool:
+    """Whether a fact was deleted because its time to live was over."""
     return entry.op == "delete" and entry.reason == "ttl" and entry.thread_id is None
 
 
@@ -216,7 +217,7 @@ def plan_commits(reader: Reader, request: RollbackRequest) -> RollbackPlan:
 
     def is_ours(entry: LogEntry) -> bool:
         ours = request.thread_id is None or entry.thread_id == request.thread_id
-        return ours and entry.checkpoint_id is None and not _is_expiry(entry)
+        return ours and entry.checkpoint_id is None and not is_expiry(entry)
 
     last, to, steps = reader.last_seq(), request.to, request.steps or 1
     if to is None:

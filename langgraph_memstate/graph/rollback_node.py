@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from langgraph.channels.base import BaseChannel
@@ -39,7 +40,8 @@ class RollbackNode:
         update: further changes, applied to the state that was put back: a dict, or a function of that state.
         max_rollbacks: how often in one turn (invocation) this node goes back.
         otherwise: where to go when that is used up; without it, the node raises `RollbackError`.
-        on_conflict: see `MemoryStore.rollback`.
+        on_conflict: see `MemoryStore.rollback`. What others change while the node's step is under way counts too: with
+            ``"raise"`` the step then fails as it ends, with `RollbackConflict`.
 
     Raises:
         RollbackError: the graph's checkpointer is none of ours, ``durability="exit"`` saves no steps to go back to, the
@@ -107,7 +109,11 @@ class RollbackNode:
                 to=target.seq, thread_id=task.thread_id, on_conflict=self._on_conflict,
                 origin=Origin(thread_id=task.thread_id, reason="rollback"),
             )  # fmt: skip
-        memory.write(undo.drafts)
+        drafts = undo.drafts
+        if self._on_conflict != "overwrite":  # others may go on until the step lands
+            over = {(namespace, key): version for namespace, key, version in undo.current}
+            drafts = [replace(one, over=over[one.address], on_conflict=self._on_conflict) for one in drafts]
+        memory.write(drafts)
 
     # -- the state ----------------------------------------------------------------------------------
 

@@ -527,6 +527,42 @@ def test_what_another_thread_changed_meanwhile(memory: MemoryStore, on_conflict:
         assert facts(memory) == ({"shared": "theirs"} if on_conflict == "keep" else {})
 
 
+@pytest.mark.parametrize("durability", SAVING)
+@pytest.mark.parametrize("on_conflict", ["raise", "keep", "overwrite"])
+def test_what_another_thread_changes_before_the_step_of_the_node_has_ended(
+    memory: MemoryStore, on_conflict: Any, durability: Any
+) -> None:
+    """The node has finished; the one beside it waits for an answer meanwhile."""
+
+    def attempt(state: State, *, store: BaseStore) -> State:
+        for name in ("shared", "deleted", "own"):
+            store.put(("note",), name, {"text": "ours"})
+        return {"last": "ours"}
+
+    builder = StateGraph(State)
+    builder.add_node("attempt", attempt)
+    builder.add_node("ask", lambda state: {"late": interrupt("?")})
+    builder.add_node("back", RollbackNode(1, on_conflict=on_conflict))
+    builder.add_edge(START, "attempt").add_edge("attempt", "ask").add_edge("attempt", "back")
+    graph = builder.compile(checkpointer=memory.checkpointer, store=memory.store)
+    memory.store.put(("note",), "shared", {"text": "before"})
+    graph.invoke({"last": "in"}, T, durability=durability)
+    memory.store.put(("note",), "shared", {"text": "theirs"})
+    memory.store.delete(("note",), "deleted")
+    if on_conflict == "raise":
+        for _ in range(2):
+            with pytest.raises(RollbackConflict, match="note/"):
+                graph.invoke(Command(resume="yes"), T, durability=durability)
+            assert facts(memory) == {"shared": "theirs", "own": "ours"}
+            assert memory.checkpointer.get_tuple(T).checkpoint["channel_values"]["last"] == "ours"
+        assert graph.invoke({"last": "new"}, T, durability=durability)["last"] == "new"  # as far as the question
+        assert facts(memory) == {"shared": "ours", "deleted": "ours", "own": "ours"}
+    else:
+        state = graph.invoke(Command(resume="yes"), T, durability=durability)
+        assert (state["last"], state["late"]) == ("in", "yes")
+        assert facts(memory) == {"shared": "theirs" if on_conflict == "keep" else "before"}
+
+
 # -- subgraphs --------------------------------------------------------------------------------------
 
 
