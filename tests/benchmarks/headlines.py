@@ -41,11 +41,15 @@ HEADLINES = (
     Headline("chat", r"get_tuple, new saver, (\d+) messages", "SqliteSaver", "its latest state of {} messages, cold"),
     Headline("chat", r"history, all \d+, (\d+) messages", "SqliteSaver", "its whole history, of {} messages"),
     Headline("fanout", "(.+) tasks, invoke, sync", "SqliteSaver", "a superstep of {} tasks, above no saver"),
+    Headline("fanout", "(.+) tasks, ainvoke, sync", "AsyncSqliteSaver", "the same, async"),
     Headline("checkpointer", "put", "SqliteSaver", "checkpointer: put"),
     Headline("checkpointer", "get_tuple", "SqliteSaver", "checkpointer: get_tuple"),
     Headline("store", "put", "SqliteStore", "store: put"),
     Headline("store", "batch of 100 puts", "SqliteStore", "store: batch of 100 puts"),
+    Headline("callers", r"store put, (\d+) threads", "SqliteStore", "the store's put, {} threads at once"),
+    Headline("callers", r"store aput, (\d+) tasks", "AsyncSqliteStore", "the same, {} tasks"),
     Headline("store", "get", "SqliteStore", "store: get"),
+    Headline("store", "search, (.+), 1 in 10 matches", "SqliteStore", "store: a filter that 1 in 10 of {} match"),
     Headline("crowd", r"(\d+) threads, a .*", "one SqliteSaver", "{} threads on one saver, a cycle"),
     Headline("crowd", r"(\d+) processes, a .*", "a SqliteSaver each", "{} processes on one file, a cycle"),
     Headline("search", "(.+): wide", "SqliteStore, sqlite-vec", "semantic search in {} facts"),
@@ -53,6 +57,7 @@ HEADLINES = (
     Headline("opening", "(.+ facts, .*)", _PAIR, "opening {}"),
     Headline("postgres", "put", "PostgresSaver", "PostgreSQL: put"),
     Headline("postgres", r"chat, (\d+) turns", "PostgresSaver", "PostgreSQL: a turn of a chat of {} turns"),
+    Headline("postgres", "(.+): wide", "PostgresStore, HNSW", "PostgreSQL: semantic search in {} facts"),
 )
 """A cycle is put, put_writes and get_tuple."""
 
