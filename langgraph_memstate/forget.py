@@ -45,7 +45,7 @@ def plan_forget(reader: Reader, subject: Forget, *, checkpoints: bool, origin: O
     """What erases a subject. With `checkpoints`, also the threads whose steps wrote what is erased."""
     subjects = [subject, *_in_sessions(reader, subject)]
     entries = [entry for each in subjects for entry in _entries(reader, each) if entry.value is not None]
-    copies = _copies(reader, entries)
+    copies = _copies(reader, subject, entries)
     entries += copies
     versions = {entry.version for entry in entries}
     drafts, current = [], []
@@ -79,17 +79,29 @@ def _entries(reader: Reader, subject: Forget) -> list[LogEntry]:
     return list(reader.log(prefix=subject.prefix, key=subject.key, origin=origin))
 
 
-def _copies(reader: Reader, entries: Sequence[LogEntry]) -> list[LogEntry]:
-    """The entries by which undoing, for whomever, has brought the same content back."""
+def _copies(reader: Reader, subject: Forget, entries: Sequence[LogEntry]) -> list[LogEntry]:
+    """The entries by which undoing or promoting, for whomever, has brought the same content back.
+
+    Who names a session means what is in it, not what was promoted.
+    """
     contents: dict[tuple[Namespace, str], list[Any]] = {}
     for entry in entries:
         contents.setdefault(entry.address, []).append(entry.value)
+    promotions: dict[tuple[Namespace, str], set[int]] = {}
+    for (place, key), values in list(contents.items()):
+        session, namespace = split_session(place)
+        if session is not None and namespace[: len(subject.prefix)] == subject.prefix:
+            contents.setdefault((namespace, key), []).extend(values)
+            ends = (entry.commit_id for entry in reader.versions(place, key) if entry.op == "delete")
+            promotions.setdefault((namespace, key), set()).update(ends)
     known = {entry.version for entry in entries}
     return [
         entry
         for address, values in contents.items()
         for entry in reader.versions(*address)
-        if entry.undoes is not None and entry.version not in known and entry.value in values
+        if entry.version not in known
+        and entry.value in values
+        and (entry.undoes is not None or entry.commit_id in promotions.get(address, ()))
     ]
 
 

@@ -192,7 +192,9 @@ class MemoryStore(Hindsight):
     ) -> list[Fact]:
         """Make the facts of a session long-term ones, in one commit: a new version each, under the same key.
 
-        Where each came from stays recorded with it. `selector` says which are promoted; the others stay in the session.
+        `selector` says which are promoted; the others stay in the session. A new version has the actor and reason of
+        the old one where none are given; which thread and step wrote that is in the session's history (`history` with
+        `session_id`). Outside of a graph, a promotion belongs to no thread: ``rollback(1)`` undoes it.
 
         Raises:
             ConstraintError, VectorSyncError: nothing was written.

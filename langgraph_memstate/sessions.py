@@ -32,7 +32,8 @@ def promoted(
 ) -> tuple[list[Draft], list[Draft], list[tuple[Namespace, str, str | None]]]:
     """The writes that make facts of a session long-term ones, the deletes that end them there, and what was read.
 
-    The new version keeps where the fact came from, but for the `actor` and `reason` that are given.
+    The new version keeps the fact's actor and reason where none are given. It keeps neither thread nor step: a rollback
+    of those would take it for theirs and undo half of the promotion. They stay in the history of the session's address.
     """
     puts: list[Draft] = []
     ends: list[Draft] = []
@@ -41,13 +42,13 @@ def promoted(
         source = view.written(record.version)
         if source is None:
             continue  # discarded a moment ago
-        origin = source.origin
+        origin = Origin(actor=actor or source.origin.actor, reason=reason or source.origin.reason)
         puts.append(
             replace(
                 source,
                 version=new_version(),
                 namespace=split_session(record.namespace)[1],
-                origin=replace(origin, actor=actor or origin.actor, reason=reason or origin.reason),
+                origin=origin,
                 ts=time.time(),
                 patch=None,
             )

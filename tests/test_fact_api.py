@@ -417,13 +417,26 @@ def test_promotion(memory: MemoryStore) -> None:
     assert payload(memory) == {"n": 1}
     assert memory.query(("u", "tasks"))[0].type == "task"
     old, new = memory.history("note", "1")
-    assert (new.thread_id, new.actor, new.reason, new.supersedes) == ("t", "user", "heard it", old.version)
-    assert [(entry.op, entry.reason) for entry in memory.history("note", "1", session_id="s")] == [
-        ("put", "heard it"), ("delete", "promoted"),
+    assert (new.thread_id, new.actor, new.reason, new.supersedes) == (None, "user", "heard it", old.version)
+    assert [(entry.op, entry.thread_id, entry.reason) for entry in memory.history("note", "1", session_id="s")] == [
+        ("put", "t", "heard it"), ("delete", None, "promoted"),
     ]  # fmt: skip
     assert [fact.id for fact in memory.query(session_id="other")] == ["3"]
     assert memory.promote_session("s") == []
     assert memory.stats()["facts"] == before + 4
+
+
+@pytest.mark.parametrize("thread_id", [None, "t"])
+def test_a_promotion_is_undone_whole(memory: MemoryStore, thread_id: str | None) -> None:
+    memory.commit(Fact("note", {"n": 0}, id="1"))
+    memory.commit([Fact("note", {"n": n}, id=str(n)) for n in (1, 2)], session_id="s", thread_id=thread_id)
+    memory.promote_session("s")
+    report = memory.rollback(1)
+    assert {fact.id: fact.payload for fact in memory.query()} == {"1": {"n": 0}}
+    assert {fact.id: fact.payload for fact in memory.query(session_id="s")} == {"1": {"n": 1}, "2": {"n": 2}}
+    memory.rollback(to=report.undone)
+    assert {fact.id: fact.payload for fact in memory.query()} == {"1": {"n": 1}, "2": {"n": 2}}
+    assert memory.query(session_id="s") == []
 
 
 def test_a_promotion_is_one_commit(searched: MemoryStore) -> None:

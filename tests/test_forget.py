@@ -196,6 +196,31 @@ def test_what_an_undo_had_brought_back_is_the_same_content(memory: MemoryStore) 
     assert not any(SECRET in str(entry.value) for entry in memory.log())
 
 
+def test_what_was_promoted_is_the_same_content(file_memory: MemoryStore, database: Path) -> None:
+    """It belongs to no thread, as the commit that promoted it."""
+    memory = file_memory
+    memory.commit([secret("a"), secret("b")], thread_id="t", session_id="s")
+    memory.commit(public("b", ("users", "ann")), thread_id="u")
+    memory.promote_session("s")
+    report = memory.rollback(1)
+    memory.rollback(to=report.undone)
+    memory.commit([public("b", ("users", "ann")), secret("c")], thread_id="u")
+    report = memory.forget(thread_id="t")
+    assert report.versions == 8  # in the session, promoted, and both once more by undoing and undoing that
+    assert texts(memory) == {"b": "green tea b", "c": f"{SECRET} c"}
+    assert [entry.key for entry in memory.log() if SECRET in str(entry.value)] == ["c"]
+    memory.forget(thread_id="u")
+    assert traces(database.parent, SECRET.encode()) == []
+
+
+def test_who_names_a_session_does_not_mean_what_was_promoted(memory: MemoryStore) -> None:
+    memory.commit([secret("a"), secret("b")], session_id="s")
+    memory.promote_session("s", selector=lambda fact: fact.id == "a")
+    assert memory.forget(("@session", "s")).versions == 2
+    assert texts(memory) == {"a": f"{SECRET} a"}
+    assert memory.query(session_id="s") == []
+
+
 # -- staged work and checkpoints --------------------------------------------------------------------
 
 

@@ -435,6 +435,36 @@ def test_a_session_inside_a_graph(memory: MemoryStore, durability: str) -> None:
     assert (entry.actor, entry.reason, entry.node) == ("talker", "worth it", "end")
 
 
+@pytest.mark.parametrize("promoted_before", ["the second turn", "the rollback"])
+@pytest.mark.parametrize("time_travel", ["rewind", "rollback"])
+def test_a_promotion_is_no_part_of_a_turn(memory: MemoryStore, promoted_before: str, time_travel: str) -> None:
+    def hear(store: BaseStore) -> None:
+        if not memory.log():
+            memory.commit(Fact("note", {"n": 1}, id="1"), session_id="s", actor="agent")
+
+    builder = StateGraph(State).add_node("hear", node("hear", hear)).add_edge(START, "hear")
+    saver = MemStateCheckpointer(memory, time_travel="rewind")
+    graph = builder.compile(checkpointer=saver, store=memory.store)
+    graph.invoke({"log": []}, THREAD)
+    first = graph.get_state(THREAD).config
+    if promoted_before == "the second turn":
+        memory.promote_session("s")
+    graph.invoke({"log": []}, THREAD)
+    if promoted_before == "the rollback":
+        memory.promote_session("s")
+    if time_travel == "rewind":
+        graph.invoke({"log": []}, first)
+    else:
+        memory.rollback(turns=1, thread_id="t")
+    assert users(memory, "note") == {"1": {"n": 1}}
+    memory.rollback(1)
+    assert users(memory, "note") == {}
+    assert [fact.payload for fact in memory.query("note", session_id="s")] == [{"n": 1}]
+    (heard, *_), (promoted, *_) = memory.history("note", "1", session_id="s"), memory.history("note", "1")
+    assert (heard.thread_id, heard.node, heard.actor) == ("t", "hear", "agent")
+    assert (promoted.thread_id, promoted.node, promoted.actor) == (None, None, "agent")
+
+
 @pytest.mark.parametrize("late", ["put", "put_writes"])
 def test_nothing_stays_staged_whichever_save_comes_first(memory: MemoryStore, late: str) -> None:
     class Delayed(MemStateCheckpointer):
