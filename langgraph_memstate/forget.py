@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from langgraph_memstate.errors import ForgetError
 from langgraph_memstate.facts import (
@@ -13,12 +14,14 @@ from langgraph_memstate.facts import (
     LogEntry,
     Namespace,
     Origin,
+    decode_namespace,
     in_session,
     new_version,
     split_session,
 )
 from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.operations import Commit, DeleteThread, Expect, Forget
+from langgraph_memstate.storage.tables import TABLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ class Erasure:
 
 def plan_forget(reader: Reader, subject: Forget, *, checkpoints: bool, origin: Origin) -> Erasure:
     """What erases a subject. With `checkpoints`, also the threads whose steps wrote what is erased."""
-    subjects = [subject, *_in_sessions(reader, subject)]
+    waiting = _staged(reader)
+    subjects = [subject, *_in_sessions(reader, subject, waiting)]
     entries = [entry for each in subjects for entry in _entries(reader, each) if entry.value is not None]
     copies = _copies(reader, subject, entries)
     entries += copies
@@ -57,6 +61,7 @@ def plan_forget(reader: Reader, subject: Forget, *, checkpoints: bool, origin: O
     threads: set[str] = set()
     if checkpoints:
         threads = {entry.thread_id for entry in entries if entry.thread_id is not None}
+        threads |= {one.thread_id for one in waiting if any(one.is_of(each) for each in subjects)}
         threads |= {subject.thread_id} if subject.thread_id is not None else set()
     report = ForgetReport(len(drafts), len(entries), reader.vectors_of(sorted(versions)), tuple(sorted(threads)))
     subjects[0] = replace(subject, copies=tuple(entry.version for entry in copies))
@@ -64,11 +69,34 @@ def plan_forget(reader: Reader, subject: Forget, *, checkpoints: bool, origin: O
     return Erasure(tuple(drafts), (Expect(tuple(current)),), erase, report)
 
 
-def _in_sessions(reader: Reader, subject: Forget) -> list[Forget]:
-    """The same subject in every session that ever had facts of it."""
+class _Staged(NamedTuple):
+    """A write that waits for its step."""
+
+    thread_id: str
+    namespace: Namespace
+    key: str
+
+    def is_of(self, subject: Forget) -> bool:
+        return (
+            self.namespace[: len(subject.prefix)] == subject.prefix
+            and subject.key in (None, self.key)
+            and subject.thread_id in (None, self.thread_id)
+        )
+
+
+def _staged(reader: Reader) -> list[_Staged]:
+    thread_id, ns, key = map(TABLES["staged"].columns.index, ("thread_id", "ns", "key"))
+    return [
+        _Staged(str(row[thread_id]), decode_namespace(str(row[ns])), str(row[key])) for row in reader.dump("staged")
+    ]
+
+
+def _in_sessions(reader: Reader, subject: Forget, waiting: Sequence[_Staged]) -> list[Forget]:
+    """The same subject in every session that ever had facts of it, or will have."""
     if not subject.prefix or subject.prefix[0] == SESSION:
         return []  # that is everywhere, or in sessions already
-    places = (split_session(entry.namespace) for entry in reader.log(prefix=(SESSION,), key=subject.key))
+    written = (entry.namespace for entry in reader.log(prefix=(SESSION,), key=subject.key))
+    places = (split_session(namespace) for namespace in chain(written, (one.namespace for one in waiting)))
     prefix = subject.prefix
     sessions = {session for session, namespace in places if namespace[: len(prefix)] == prefix}
     return [replace(subject, prefix=in_session(prefix, session)) for session in sorted(filter(None, sessions))]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypedDict
 import pytest
 from langgraph.graph import END, START, StateGraph
 from langgraph.store.base import BaseStore
+from langgraph.types import Command, interrupt
 
 sys.path.insert(0, str(Path(__file__).parent))
 from truth import Words, check_search, check_settled, directory, hook_of, open_memory, rows
@@ -252,6 +253,56 @@ def test_work_that_waits_for_its_step_is_forgotten_too(file_memory: MemoryStore,
         agent(file_memory, fails=True).invoke({"log": ["in"]}, T)
     assert file_memory.stats()["staged"] == 1
     file_memory.forget(("users", "ann"))
+    assert file_memory.stats()["staged"] == 0
+
+
+def interrupted(memory: MemoryStore, session_id: str | None) -> Any:
+    """A thread that waits for an answer beside a node that has written about ann, and has said so in the state."""
+
+    class State(TypedDict, total=False):
+        log: Annotated[list[str], operator.add]
+
+    def write(state: State) -> State:
+        memory.commit([secret("a"), public("x")], session_id=session_id)
+        return {"log": [f"{SECRET} in state"]}
+
+    def ask(state: State) -> State:
+        return {"log": [interrupt("?")]}
+
+    builder = StateGraph(State).add_node("write", write).add_node("ask", ask)
+    builder.add_edge(START, "write").add_edge(START, "ask")
+    graph = builder.compile(checkpointer=memory.checkpointer, store=memory.store)
+    graph.invoke({"log": ["in"]}, T)
+    assert memory.stats()["staged"] == 2
+    return graph
+
+
+@pytest.mark.parametrize("session_id", [None, "s"])
+@pytest.mark.parametrize(
+    ("namespace", "key"), [(("users", "ann"), None), (("users",), "a"), (("@session", "s", "users", "ann"), "a")]
+)
+def test_work_that_waits_in_a_session_is_forgotten_too(
+    memory: MemoryStore, session_id: str | None, namespace: tuple[str, ...], key: str | None
+) -> None:
+    graph = interrupted(memory, session_id)
+    memory.forget(namespace, key)
+    is_named = session_id is not None or namespace[0] == "users"
+    graph.invoke(Command(resume="an answer"), T)
+    left = {fact.id for fact in memory.query("users", session_id=session_id)}
+    assert left == ({"x"} if is_named else {"a", "x"})
+    assert graph.get_state(T).values["log"] == ["in", "an answer", f"{SECRET} in state"]
+
+
+@pytest.mark.parametrize("session_id", [None, "s"])
+def test_checkpoints_go_whose_work_waits(file_memory: MemoryStore, database: Path, session_id: str | None) -> None:
+    graph = interrupted(file_memory, session_id)
+    assert file_memory.forget(("users", "ben"), checkpoints=True).threads == ()
+    assert file_memory.forget(("users", "ann"), "b", checkpoints=True).threads == ()
+    assert file_memory.forget(("users", "ann"), thread_id="other", checkpoints=True).threads == ("other",)
+    assert traces(database.parent, SECRET.encode())
+    assert file_memory.forget(("users", "ann"), checkpoints=True).threads == ("t",)
+    assert graph.get_state(T).values == {}
+    assert traces(database.parent, SECRET.encode()) == []
     assert file_memory.stats()["staged"] == 0
 
 
