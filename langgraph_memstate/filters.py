@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from langgraph_memstate.errors import FilterError
@@ -26,7 +27,10 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Says whether a value matches. A storage may leave out values that do not fulfil its `conditions`."""
+    """Says whether a value matches. A storage may leave out values that do not fulfil its `conditions`.
+
+    A large filter has conditions for its first fields alone.
+    """
 
     wanted: Mapping[str, Any]
     conditions: tuple[Condition, ...]
@@ -53,7 +57,7 @@ def compile_filter(filter: Mapping[str, Any] | None) -> Filter | None:
         raise FilterError("the filter is nested too deep") from error
     if not filter:
         return None
-    return Filter(filter, tuple(_conditions((), filter)))
+    return Filter(filter, tuple(islice(_conditions((), filter), _MOST_CONDITIONS)))
 
 
 def _conditions(path: tuple[str, ...], wanted: object) -> Iterator[Condition]:
@@ -68,6 +72,7 @@ def _conditions(path: tuple[str, ...], wanted: object) -> Iterator[Condition]:
                 yield from _conditions((*path, key), inner)
 
 
+_MOST_CONDITIONS = 100  # each nests SQL one level deeper, and SQLite takes 1,000
 _SLACK = 1e-12  # a database may read a decimal fraction one bit off
 _EXACT = 2**53  # integers up to here are the same number everywhere
 

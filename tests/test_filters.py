@@ -227,6 +227,17 @@ def test_sql_leaves_out_what_does_not_match(memory: MemoryStore) -> None:
             assert [record.key for record in reader.items(("many",), 0.0, conditions)] == ["7"]
 
 
+@pytest.mark.parametrize("count", [101, 2_500])
+def test_a_filter_has_as_many_fields_as_it_likes(file_memory: MemoryStore, count: int) -> None:
+    store, filter = file_memory.store, {f"field{n}": {"$gte": n} for n in range(count)}
+    store.put(("large",), "all", {f"field{n}": n for n in range(count)})
+    store.put(("large",), "not the last", {f"field{n}": n for n in range(count - 1)})
+    start = len(file_memory.log())
+    store.put(("large",), "later", {})
+    assert [item.key for item in store.search(("large",), filter=filter)] == ["all"]
+    assert [item.key for item in file_memory.as_of(start).search(("large",), filter=filter)] == ["all"]
+
+
 @pytest.mark.parametrize("wanted", ["\ud800", {"$eq": "\ud800"}, {"$gt": "\udfff"}, {"b": "\ud800"}, {"\ud800": 1}])
 def test_what_no_value_can_hold_matches_nothing(memory: MemoryStore, wanted: Any) -> None:
     memory.commit(Fact("kept", {"a": "x"}, id="a"))
