@@ -345,6 +345,7 @@ def labelled(obj: Any, **attributes: Any) -> Any:
 
 PARIS = ZoneInfo("Europe/Paris")
 NOON = datetime(2024, 10, 27, 2, 30, tzinfo=PARIS)
+CET = timezone(timedelta(hours=1), "CET")
 NOW = datetime(2024, 5, 1, 12, 30, 1, 5, tzinfo=UTC)
 
 CALL = {"name": "search", "args": {"q": "x", "when": (1, 2)}, "id": "c1", "type": "tool_call"}
@@ -368,8 +369,9 @@ VALUES: dict[str, Any] = {
     "typed keys": {Color.RED: 1, Kind.FACT: 2, Level.LOW: 3, NOW: 4, uuid.UUID(int=1): 5, 2**70: 6, frozenset([1]): 7},
     "keys of counters": [collections.Counter([Color.RED]), collections.OrderedDict([(Color.RED, 1)])],
     "datetime": [NOW, NOW.replace(tzinfo=None), NOON, NOON.replace(fold=1), datetime(2024, 1, 1, fold=1), datetime.min],
+    "datetime in a zone with a name": [NOW.replace(tzinfo=zone) for zone in (CET, timezone(timedelta(0), "Z"))],
     "date and time": [date(2024, 2, 29), time(1, 2, 3, 4), time(1, tzinfo=UTC), time(2, fold=1), timedelta(-1, 3, 5)],
-    "zones": [UTC, timezone(timedelta(hours=-3, minutes=-30)), timezone(timedelta(hours=1), "CET"), PARIS],
+    "zones": [UTC, timezone(timedelta(hours=-3, minutes=-30)), CET, PARIS],
     "uuid": uuid.UUID(int=2**100),
     "paths": [pathlib.Path("/a/b"), pathlib.Path(), pathlib.PurePosixPath("c"), pathlib.PureWindowsPath("d:/e")],
     "patterns": [re.compile(r"a+", re.I | re.M), re.compile(rb"\x00")],
@@ -468,7 +470,7 @@ def assert_same(got: Any, want: Any) -> None:
         if isinstance(want, (float, Decimal)):
             assert str(got) == str(want)  # -0.0, 1.10
         if isinstance(want, (datetime, time)):
-            assert (got.tzinfo, got.fold) == (want.tzinfo, want.fold)
+            assert (got.tzinfo, got.tzname(), got.fold) == (want.tzinfo, want.tzname(), want.fold)
 
 
 @pytest.mark.parametrize("value", FLAT)

@@ -10,9 +10,9 @@ A row names the types of what it holds, so whoever can write a row chooses what 
   since: then it validates what was stored.
 
 A value that cannot be stored, or not be loaded again, raises an error that names its type and place; it never
-turns into something else. Exceptions alone are stored as upstream stores them, as their `repr`. Two
-differences are lost because the encoder does not show them: a `bytearray` *inside* a value comes back as
-`bytes`, and a lone surrogate as `?`.
+turns into something else. Exceptions alone are stored as upstream stores them, as their `repr`, and of a time
+zone that is neither a `timezone` nor a `ZoneInfo` the offset is. Two differences are lost because the encoder
+does not show them: a `bytearray` *inside* a value comes back as `bytes`, and a lone surrogate as `?`.
 
 The bytes follow those of `JsonPlusSerializer`, and what it wrote can be read. Equal values give equal bytes
 (sets are sorted), but for dictionaries, whose order is kept.

@@ -145,8 +145,15 @@ def _zone(obj: datetime | time) -> tzinfo | None:
     return timezone(offset)
 
 
+def _is_named(zone: tzinfo | None) -> bool:
+    """Whether a zone that can be stored is more than its offset."""
+    if type(zone) is not timezone:
+        return type(zone) is ZoneInfo
+    return zone.tzname(None) != timezone(zone.utcoffset(None)).tzname(None)
+
+
 def _write_datetime(obj: datetime, pack: Pack) -> tuple[Any, ...]:
-    if type(obj) is datetime and not obj.fold and type(obj.tzinfo) is not ZoneInfo:
+    if type(obj) is datetime and not obj.fold and not _is_named(obj.tzinfo):
         return METHOD, obj.isoformat(), "fromisoformat"
     clock = {name: getattr(obj, name) for name in _DATE_AND_TIME}
     return KEYWORDS, {**clock, "tzinfo": _zone(obj), "fold": obj.fold}
