@@ -312,9 +312,7 @@ class MemStateCheckpointer(ThreadReader):
         ]
         rows = tuple(WriteRow(idx, channel, Blob(*self.serde.dumps_typed(value))) for idx, channel, value in numbered)
         ops: list[Op] = [PutWrites(step, task_id, task_path, rows)]
-        if pregel.unfinished(writes):
-            ops.append(Unstage(step, task_id))
-        elif drafts:
+        if drafts:
             ops.append(Stage(step, task_id, task_path, drafts))
         removable = [write for write in numbered if write.idx >= 0 or pregel.is_input(task_id)]
         commit = tuple(ops)

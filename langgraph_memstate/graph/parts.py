@@ -17,11 +17,15 @@ Place = tuple[tuple[str, str], ...]
 """the step and the path of a task, those of the tasks that it runs inside of before it"""
 
 
+Order = tuple[int, str]
+"""in time, and by version where an earlier run saved it: that comes first, and is negative"""
+
+
 class Part(NamedTuple):
-    """Memory writes of one task. `order`: in time, negative for what an earlier run saved."""
+    """Memory writes of one task."""
 
     place: Place
-    order: int
+    order: Order
     drafts: Sequence[Draft]
 
 
@@ -39,18 +43,18 @@ def place_of(tasks: Iterable[tuple[str, str]]) -> Place:
 
 def saved_part(step: StepKey, row: StagedDraft, around: Place = ()) -> Part:
     """What a finished task of a step saved. `around`: the place of the task that the step's graph runs inside of."""
-    return Part((*around, *place_of([(step.checkpoint_id, row.task_path)])), -1, [row.draft])
+    return Part((*around, *place_of([(step.checkpoint_id, row.task_path)])), (-1, row.draft.version), [row.draft])
 
 
 def in_log_order(parts: Iterable[Part]) -> list[Part]:
     """Parts as they land. Those that were saved before come first in their task."""
     parts = list(parts)
-    begun: dict[tuple[object, ...], int] = {}
+    begun: dict[tuple[object, ...], Order] = {}
     for part in parts:
         for step in _steps(part.place):
             begun[step] = min(begun.get(step, part.order), part.order)
 
-    def key(part: Part) -> list[tuple[int, str]]:
+    def key(part: Part) -> list[tuple[Order, str]]:
         paths = (path for _, path in part.place)
         return [*((begun[step], path) for step, path in zip(_steps(part.place), paths, strict=True)), (part.order, "")]
 

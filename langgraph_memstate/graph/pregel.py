@@ -126,6 +126,12 @@ def enter_graph() -> None:
         _invoker.set(task)
 
 
+def running_saver() -> Any:
+    """The checkpointer of the graph of the node we are in; None outside a graph, and where it has none."""
+    configurable: Mapping[str, Any] = (var_child_runnable_config.get() or {}).get(CONF) or {}
+    return configurable.get(CONFIG_KEY_CHECKPOINTER) if CONFIG_KEY_READ in configurable else None
+
+
 def running_task() -> RunningTask | None:
     """The task of the node we are in; None outside a graph.
 
@@ -364,8 +370,12 @@ def run_anchor(config: RunnableConfig) -> object | None:
 
 
 def steps_around(config: RunnableConfig) -> Mapping[str, str]:
-    """By namespace, the checkpoints that the steps start from inside of which a subgraph runs."""
-    return (config.get(CONF) or {}).get(CONFIG_KEY_CHECKPOINT_MAP) or {}
+    """By namespace, the checkpoints that the steps start from inside of which a subgraph runs.
+
+    LangGraph also lists a call of the functional API and an error handler there, with the checkpoint of their graph.
+    """
+    listed: Mapping[str, str] = (config.get(CONF) or {}).get(CONFIG_KEY_CHECKPOINT_MAP) or {}
+    return {ns: at for ns, at in listed.items() if not ns or listed.get(ns.rpartition(NS_SEP)[0]) != at}
 
 
 def subgraph_resumes(config: RunnableConfig) -> bool | None:

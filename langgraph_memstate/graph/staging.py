@@ -71,7 +71,7 @@ class _Entry:
 
     def part(self, level: int) -> Part:
         """As a part of a step of the graph at a level."""
-        return Part(_place(self.chain[: level + 1]), self.order, self.drafts)
+        return Part(_place(self.chain[: level + 1]), (self.order, ""), self.drafts)
 
 
 @dataclass(slots=True, eq=False)
@@ -203,7 +203,7 @@ class Staging:
                     run.entries.pop(entry.token, None)
 
     def has_landed(self, versions: Iterable[str]) -> bool:
-        task = pregel.running_task()
+        task = self._task()
         with self._lock:
             run = None if task is None else self._runs.get(id(task.run))
             return run is not None and not run.landed.isdisjoint(versions)
@@ -213,10 +213,8 @@ class Staging:
 
     def _task(self) -> RunningTask | None:
         """The running task, if its graph saves to this memory."""
-        task = pregel.running_task()
-        if task is None or getattr(task.saver, "memory", None) is not self._memory:
-            return None
-        return task
+        saves_here = getattr(pregel.running_saver(), "memory", None) is self._memory
+        return pregel.running_task() if saves_here else None
 
     # -- from inside the saver ----------------------------------------------------------------------
 
@@ -420,15 +418,15 @@ def _resumed(task: RunningTask, run: _Run | None) -> list[Part]:
         around = _place(task.chain[level + 1 :])
         for subgraph in run.unsaved_before(one.thread_id, one.graph_ns, one.checkpoint_id):
             place = (*around, (subgraph.around[one.graph_ns], ""))
-            found += [Part(place, -2, [row.draft]) for row in run.not_landed(subgraph.rows)]
+            found += [Part(place, (-2, row.draft.version), [row.draft]) for row in run.not_landed(subgraph.rows)]
         loaded = run.loaded.get((one.thread_id, one.graph_ns))
         if loaded is None or not loaded.rows:
             continue
         rows = loaded.rows
         if loaded is run.loaded_by(one):
             loaded.decide(True)
-            callers = [path for path in (one.path, one.caller) if path is not None]
-            rows = [row for row in rows if any(pregel.calls(path, row.task_path) for path in callers)]
+            line = pregel.lineage(one.path)
+            rows = [row for row in rows if any(pregel.calls(path, row.task_path) for path in line)]
         else:
             if loaded.head is not None and one.versions_seen is not None:
                 loaded.decide(pregel.resumed_from(loaded.head, one.versions_seen))
