@@ -45,6 +45,7 @@ from langgraph_memstate.storage.operations import (
     DeleteRuns,
     DeleteThread,
     Drain,
+    DropWrites,
     Op,
     PutCheckpoint,
     PutWrites,
@@ -202,13 +203,14 @@ class MemStateCheckpointer(ThreadReader):
         parts = list(landing.parts)
         before: list[Op] = []
         if parent is not None:
-            expected = {draft.version for part in parts for draft in part.drafts}
+            expected = {draft.version for part in parts for draft in part.drafts} | landing.void
             again = self._staging.runs_again(config, parent)
             rows, stored = ([], None) if fresh or again else self._staged_on(parent)
             if again or (rows and pregel.saves_at_exit(config) and not self._was_resumed(stored, checkpoint)):
                 before.append(Unstage(parent))  # the run dropped the unfinished step: it had new input, or forked
             else:
                 # A task that ran in this process is accounted for by what it staged here.
+                rows = [row for row in rows if row.draft.version not in landing.void]
                 parts += [saved_part(parent, row) for row in rows if row.task_id not in landing.tasks]
                 expected |= {row.draft.version for row in rows}
             before.append(Drain(parent, frozenset(expected)))
@@ -314,6 +316,9 @@ class MemStateCheckpointer(ThreadReader):
         ops: list[Op] = [PutWrites(step, task_id, task_path, rows)]
         if drafts:
             ops.append(Stage(step, task_id, task_path, drafts))
+        elif pregel.unfinished(writes):
+            for call, count in self._staging.drop_calls(config, step, task_id).items():
+                ops += [DropWrites(step, call, tuple(range(count))), Unstage(step, call)]
         removable = [write for write in numbered if write.idx >= 0 or pregel.is_input(task_id)]
         commit = tuple(ops)
         return self._ledger(config).save(step, task_id, removable, lambda: self.memory.enqueue(commit), self._remove)

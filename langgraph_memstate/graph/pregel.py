@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -78,6 +78,14 @@ def new_token() -> str:
     return _TOKEN_PREFIX + uuid4().hex
 
 
+class Caller(NamedTuple):
+    """A task that calls others through the functional API."""
+
+    task_id: str
+    path: str
+    writes: WriteSet
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RunningTask:
     """One task of a running step, as seen from inside its node."""
@@ -92,8 +100,6 @@ class RunningTask:
     task_id: str
     task_ns: str
     path: str
-    caller: str | None
-    """the path of the task that called this one through the functional API"""
     node: str
     run_id: str | None
     writes: WriteSet = field(repr=False)
@@ -103,6 +109,8 @@ class RunningTask:
     """what the nodes of its graph have seen, itself included; None where that cannot be told"""
     inside: RunningTask | None = None
     """the task that invoked this task's graph"""
+    callers: tuple[Caller, ...] = ()
+    """the tasks that called this one through the functional API, the first of them first"""
 
     @property
     def chain(self) -> tuple[RunningTask, ...]:
@@ -110,8 +118,13 @@ class RunningTask:
         return (self,) if self.inside is None else (self, *self.inside.chain)
 
     def mark(self, token: str) -> None:
-        """Leave a marker in the write set; one that comes after the attempt timed out has no effect."""
+        """Leave a marker in the write sets of the task and its callers.
+
+        One that comes after the task's attempt timed out has no effect there.
+        """
         self.send([(NO_WRITES, token)])
+        for caller in self.callers:
+            caller.writes.append((NO_WRITES, token))
 
 
 # -- from inside a node -----------------------------------------------------------------------------
@@ -163,7 +176,6 @@ def running_task() -> RunningTask | None:
         task_id=configurable[CONFIG_KEY_TASK_ID],
         task_ns=task_ns,
         path=task_path_str(path),
-        caller=task_path_str(path[1]) if path[:1] == (PUSH,) and path[-1] is True else None,
         node=own.name,
         run_id=_run_id(config),
         writes=writes,
@@ -171,7 +183,22 @@ def running_task() -> RunningTask | None:
         saver=saver,
         versions_seen=_versions_seen(own, configurable.get(CONFIG_KEY_CALL)),
         inside=_invoking_task(graph_ns, configurable) if graph_ns else None,
+        callers=_callers(path, configurable.get(CONFIG_KEY_CALL)),
     )
+
+
+def _callers(path: tuple[Any, ...], call: object) -> tuple[Caller, ...]:
+    """Found by their paths in the loop that schedules what they call."""
+    wanted: list[Any] = []
+    while path[0] == PUSH and path[-1] is True:
+        path = path[1]
+        wanted.insert(0, path)
+    if not wanted:
+        return ()
+    tasks = {task.path: task for task in tuple(getattr(_loop(call), "tasks", {}).values()) if task.path in wanted}
+    if len(tasks) < len(wanted):
+        raise StagingError(f"the tasks that called the running one are not in its loop: {_ADVICE}")
+    return tuple(Caller(tasks[path].id, task_path_str(path), tasks[path].writes) for path in wanted)
 
 
 def _graph_of(task_ns: str, checkpoint_map: Mapping[str, str]) -> tuple[str, str | None]:

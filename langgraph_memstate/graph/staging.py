@@ -21,7 +21,7 @@ from langgraph_memstate.facts import Draft
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.order import Order
 from langgraph_memstate.graph.parts import Part, Place, in_log_order, place_of, saved_part
-from langgraph_memstate.graph.pregel import RunningTask
+from langgraph_memstate.graph.pregel import Caller, RunningTask, WriteSet
 from langgraph_memstate.graph.refusals import Ledger
 from langgraph_memstate.storage.values import StagedDraft, StepKey
 
@@ -37,6 +37,7 @@ class _Marks:
 
     def __init__(self) -> None:
         self._known: dict[int, frozenset[str]] = {}
+        self._left: dict[int, frozenset[str]] = {}
 
     def of(self, task: RunningTask) -> frozenset[str]:
         key = id(task.writes)
@@ -44,6 +45,13 @@ class _Marks:
             writes = task.writes.copy()
             self._known[key] = frozenset() if pregel.failed(writes) else frozenset(pregel.tokens(writes))
         return self._known[key]
+
+    def left_by_calls(self, caller: Caller) -> frozenset[str]:
+        """A caller that failed has them too: what it called had finished."""
+        key = id(caller.writes)
+        if key not in self._left:
+            self._left[key] = frozenset(pregel.tokens(caller.writes.copy()))
+        return self._left[key]
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +64,10 @@ class _Entry:
     drafts: tuple[Draft, ...]
     saved_level: int | None = None
     """the level of the chain whose finished task was saved with these writes: only its graph lands them"""
+    attempts: Mapping[str, int] = field(default_factory=dict)
+    """by the task ids of those that called its task: how often each had been retried"""
+    is_kept: bool = False
+    """its caller failed for good, and would find the result of the call when it runs again"""
 
     def level(self, thread_id: str, graph_ns: str) -> int | None:
         """Where in the chain the graph of that namespace is."""
@@ -68,6 +80,12 @@ class _Entry:
         """Whether no task of the chain (up to a level) was retried, timed out, cancelled or failed since."""
         chain = self.chain if level is None else self.chain[: level + 1]
         return all(self.token in marks.of(task) for task in chain)
+
+    def stands(self, marks: _Marks, level: int | None = None) -> bool:
+        """Whether it counts, and no task that called one of the chain was retried since."""
+        chain = self.chain if level is None else self.chain[: level + 1]
+        callers = () if self.is_kept else (caller for task in chain for caller in task.callers)
+        return self.counts(marks, level) and all(self.token in marks.left_by_calls(caller) for caller in callers)
 
     def part(self, level: int) -> Part:
         """As a part of a step of the graph at a level."""
@@ -115,8 +133,17 @@ class _Run:
     """what takes memory back to the checkpoint of the past that the run starts from, until that is committed"""
     ledger: Ledger = field(default_factory=lambda: Ledger(is_run=True))
     order: Order = field(default_factory=Order)
+    attempts: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """by the id of a task: how often it was retried, and the marker that its calls left last"""
     at_exit: bool = False
     anchor: weakref.ref[Any] | None = None
+
+    def attempt(self, caller: Caller, token: str) -> int:
+        """How often a caller has been retried so far, which clears its write set of what its calls left there."""
+        number, last = self.attempts.get(caller.task_id, (0, token))
+        number += last != token and last not in pregel.tokens(caller.writes.copy())
+        self.attempts[caller.task_id] = number, token
+        return number
 
     def loaded_by(self, task: RunningTask) -> _Loaded | None:
         """The checkpoint the run loaded, if it is the one the task's step starts from."""
@@ -142,10 +169,14 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """What a checkpoint makes visible, and the ids of the tasks it came from."""
+    """What a checkpoint makes visible, and the ids of the tasks it came from.
+
+    `void`: versions that were saved by calls of a task that was retried then, and called anew.
+    """
 
     parts: tuple[Part, ...] = ()
     tasks: frozenset[str] = frozenset()
+    void: frozenset[str] = frozenset()
 
 
 class Staging:
@@ -174,6 +205,9 @@ class Staging:
                     loaded.decide(True)
             origin = _origin(task)
             entry = _Entry(token, self._order, task.chain, tuple(_with_origin(draft, origin) for draft in drafts))
+            entry.attempts = {
+                caller.task_id: run.attempt(caller, token) for one in task.chain for caller in one.callers
+            }
             run.entries[token] = entry
         for one in task.chain:
             one.mark(token)
@@ -187,7 +221,7 @@ class Staging:
             run = self._runs.get(id(task.run))
             entries = list(run.entries.values()) if run is not None else []
         marks = _Marks()
-        seen = [entry.part(len(entry.chain) - 1) for entry in entries if _sees(task, entry) and entry.counts(marks)]
+        seen = [entry.part(len(entry.chain) - 1) for entry in entries if _sees(task, entry) and entry.stands(marks)]
         past = () if run is None else run.rewound
         return [*past, *(draft for part in in_log_order([*_resumed(task, run), *seen]) for draft in part.drafts)]
 
@@ -324,6 +358,27 @@ class Staging:
             parts = in_log_order(entry.part(level) for entry, level in kept)
             return tuple(draft for part in parts for draft in part.drafts if not draft.derived)
 
+    def drop_calls(self, config: RunnableConfig, step: StepKey, task_id: str) -> Mapping[str, int]:
+        """Drop what a task that failed for good had called when it was retried; by task id, how many writes each saved.
+
+        When it runs again it counts its calls from the first one, and finds those of its first attempt.
+        """
+        dropped: dict[str, int] = {}
+        with self._lock:
+            run = self._runs.get(id(pregel.run_of(config)))
+            called = [] if run is None else [one for one in run.entries.values() if task_id in one.attempts]
+            first = min((entry.attempts[task_id] for entry in called), default=0)
+            for entry in called:
+                level = entry.level(step.thread_id, step.checkpoint_ns)
+                if entry.attempts[task_id] == first or level is None:
+                    entry.is_kept = True
+                elif run is not None:
+                    run.entries.pop(entry.token, None)
+                    line: list[Caller | RunningTask] = [*entry.chain[level].callers, entry.chain[level]]
+                    below = line[[one.task_id for one in line].index(task_id) + 1 :]
+                    dropped |= {one.task_id: len(pregel.without_tokens(one.writes.copy())) for one in below}
+        return dropped
+
     def landing(self, config: RunnableConfig, checkpoint: StepKey, parent_id: str | None) -> Landing:
         """What the run staged in the steps that a checkpoint ends.
 
@@ -332,13 +387,16 @@ class Staging:
         """
         marks = _Marks()
         with self._lock:
+            ended = self._ended(config, checkpoint, parent_id)
             found = [
                 (entry, level)
-                for entry, level in self._ended(config, checkpoint, parent_id)
-                if entry.saved_level in (None, level) and entry.counts(marks, level)
+                for entry, level in ended
+                if entry.saved_level in (None, level) and entry.stands(marks, level)
             ]
+            void = [entry for entry, level in ended if entry.saved_level == level and not entry.stands(marks, level)]
         return Landing(
             parts=tuple(entry.part(level) for entry, level in found),
+            void=frozenset(draft.version for entry in void for draft in entry.drafts),
             tasks=frozenset(entry.chain[level].task_id for entry, level in found),
         )
 
@@ -405,6 +463,11 @@ def _with_origin(draft: Draft, origin: dict[str, Any]) -> Draft:
     return replace(draft, origin=replace(draft.origin, **origin))
 
 
+def _line(task: RunningTask) -> list[tuple[str, WriteSet]]:
+    """The paths and write sets of a task and those that called it."""
+    return [*((caller.path, caller.writes) for caller in task.callers), (task.path, task.writes)]
+
+
 def _place(chain: Sequence[RunningTask]) -> Place:
     return place_of((task.checkpoint_id, task.path) for task in reversed(chain))
 
@@ -449,10 +512,9 @@ def _sees(task: RunningTask, entry: _Entry) -> bool:
             return mine.inside is not None  # another subgraph that the same task ran
         if mine.checkpoint_id != theirs.checkpoint_id:
             return True  # an earlier step of this run
-        # The same step: parallel tasks are isolated. A call knows what its callers wrote; they and their other calls
-        # know what it wrote once it has returned.
-        if pregel.calls(theirs.path, mine.path):
-            return True
-        called_by_us = any(pregel.calls(path, theirs.path) for path in (mine.path, mine.caller) if path is not None)
-        return called_by_us and pregel.returned(theirs.writes.copy())
+        # The same step: parallel tasks are isolated. A call knows what its callers wrote, and what they and it called
+        # once that has returned.
+        line = {path for path, _ in _line(mine)}
+        between = [writes for path, writes in _line(theirs) if path not in line]
+        return len(between) < len(_line(theirs)) and all(pregel.returned(writes.copy()) for writes in between)
     return True

@@ -243,6 +243,34 @@ def test_a_call_that_is_not_run_again_comes_before_what_is(memory: MemoryStore, 
     assert logged(memory) == ["call", "flow"]
 
 
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_calls_keep_their_order_over_a_resume(memory: MemoryStore, durability: Any) -> None:
+    broken = [True]
+
+    @task
+    def deeper() -> None:
+        puts(memory, "deeper")
+
+    @task
+    def call() -> None:
+        puts(memory, "call")
+        deeper().result()
+        puts(memory, "call again")
+
+    @entrypoint(checkpointer=memory.checkpointer, store=memory.store)
+    def flow(_: int) -> str:
+        call().result()
+        if broken:
+            broken.clear()
+            raise Trouble
+        return held(memory)
+
+    with pytest.raises(Trouble):
+        flow.invoke(1, THREAD, durability=durability)
+    assert flow.invoke(None, THREAD, durability=durability) == "call again"
+    assert logged(memory) == ["call", "deeper", "call again"]
+
+
 @pytest.mark.parametrize(("checkpointer", "durability"), [(False, "async"), (False, "exit"), (None, "exit")])
 def test_a_node_that_runs_a_graph_which_lands_with_it_has_the_last_word(
     memory: MemoryStore, checkpointer: Any, durability: Any
