@@ -119,7 +119,7 @@ class Hindsight(OpenedMemory):
             RollbackConflict, RollbackError, UnknownMomentError: nothing changed.
         """
         self._check_open()
-        if self._transaction.get() is not None or (self._scope is not None and self._scope.is_running()):
+        if self._open_transaction() is not None or self._running() is not None:
             raise RollbackError(
                 "a rollback is a commit of its own: call it outside of a transaction and of a graph's nodes; "
                 "inside a graph, add a RollbackNode"

@@ -218,9 +218,10 @@ class MemoryStore(Hindsight):
         """Collect the writes of a ``with`` block and land them in one commit at its end, or none after an error.
 
         Reads inside see what is committed. A block inside another is part of its commit. ``async with`` works too.
+        The nodes of a graph that is run inside write to their own steps.
         """
         self._check_open()
-        return Transaction(self, self._transaction)
+        return Transaction(self, self._transaction, self._running)
 
     # -- reading ------------------------------------------------------------------------------------
 

@@ -70,8 +70,8 @@ class StepScope(Protocol):
     def has_landed(self, versions: Iterable[str]) -> bool:
         """Whether any of these staged versions has been committed since."""
 
-    def is_running(self) -> bool:
-        """Whether the caller is a task of a step of this memory."""
+    def running(self) -> object | None:
+        """What identifies the task of a step of this memory that the caller is; None if it is none."""
 
 
 class OpenedMemory:
@@ -272,6 +272,14 @@ class OpenedMemory:
         namespace, key = check_namespace(namespace), check_key(key)
         return Draft(new_version(), namespace, key, "delete", None, origin=origin or NOWHERE)
 
+    def _running(self) -> object | None:
+        return None if self._scope is None else self._scope.running()
+
+    def _open_transaction(self) -> Transaction | None:
+        """The transaction that the caller writes to."""
+        transaction = self._transaction.get()
+        return transaction if transaction is not None and transaction.is_open_here() else None
+
     def write(self, drafts: Sequence[Draft], before: Commit = ()) -> Sequence[Draft]:
         """Put drafts where they belong: the open transaction, the running step, or a commit of their own.
 
@@ -280,10 +288,10 @@ class OpenedMemory:
         self._check_open()
         if not drafts:
             return drafts
-        transaction = self._transaction.get()
+        transaction = self._open_transaction()
         if transaction is not None and transaction.take(drafts):
             return drafts
-        if self._scope is not None and self._scope.is_running():
+        if self._scope is not None and self._running() is not None:
             if self.schemas.constrained:
                 drafts = admitted(self.schemas, self.view(), drafts)
             if self._scope.stage(drafts):
@@ -336,8 +344,8 @@ class OpenedMemory:
             self._index_config is None
             and not self._outbox.indexes
             and not self.schemas.all()  # which run code of the application, for as long as that takes
-            and self._transaction.get() is None
-            and not (self._scope is not None and self._scope.is_running())
+            and self._open_transaction() is None
+            and self._running() is None
             and is_own(self.write, _write)
         )
 
@@ -386,7 +394,7 @@ class OpenedMemory:
 
     def _sight(self) -> View:
         """What a write builds on: the view, and what the open transaction has collected."""
-        transaction = self._transaction.get()
+        transaction = self._open_transaction()
         return self.view() if transaction is None else self.view().over(transaction.collected())
 
     # -- waiting and closing ------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING
 
@@ -18,16 +18,28 @@ class Transaction:
 
     One inside another hands its writes over when it ends, or drops them after an error, as a savepoint would.
     Code that outlives it (a thread or a task started inside) writes to the enclosing transaction, or commits at once.
+    A graph that is run inside has steps of its own, and what its nodes write is part of those.
+
+    Args:
+        place: what identifies the node that is running.
     """
 
-    def __init__(self, memory: MemoryStore, current: ContextVar[Transaction | None]) -> None:
+    def __init__(
+        self, memory: MemoryStore, current: ContextVar[Transaction | None], place: Callable[[], object]
+    ) -> None:
         self._memory = memory
         self._current = current
+        self._place = place
+        self._opened_in: object = None
         self._outer: Transaction | None = None
         self._token: Token[Transaction | None] | None = None
         self._drafts: list[Draft] = []
         self._over = False
         self._lock = threading.Lock()
+
+    def is_open_here(self) -> bool:
+        """Whether the caller is the node that opened it, or no node, as then."""
+        return self._place() is self._opened_in
 
     def take(self, drafts: Sequence[Draft]) -> bool:
         """Collect drafts; False when this transaction and those around it have ended."""
@@ -35,11 +47,11 @@ class Transaction:
             if not self._over:
                 self._drafts.extend(drafts)
                 return True
-        return self._outer is not None and self._outer.take(drafts)
+        return self._outer is not None and self._outer.is_open_here() and self._outer.take(drafts)
 
     def collected(self) -> list[Draft]:
         """What this transaction and those around it have collected, oldest first."""
-        outer = [] if self._outer is None else self._outer.collected()
+        outer = self._outer.collected() if self._outer is not None and self._outer.is_open_here() else []
         with self._lock:
             return outer if self._over else [*outer, *self._drafts]
 
@@ -52,6 +64,7 @@ class Transaction:
             return self._drafts if error is None else []
 
     def __enter__(self) -> MemoryStore:
+        self._opened_in = self._place()
         self._outer = self._current.get()
         self._token = self._current.set(self)
         return self._memory

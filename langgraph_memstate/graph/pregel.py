@@ -140,9 +140,17 @@ def enter_graph() -> None:
 
 
 def running_saver() -> Any:
-    """The checkpointer of the graph of the node we are in; None outside a graph, and where it has none."""
+    """The checkpointer of the graph of the node we are in; None outside a graph, and where it has none.
+
+    Raises:
+        StagingError: there is a node, and it does not say.
+    """
     configurable: Mapping[str, Any] = (var_child_runnable_config.get() or {}).get(CONF) or {}
-    return configurable.get(CONFIG_KEY_CHECKPOINTER) if CONFIG_KEY_READ in configurable else None
+    if CONFIG_KEY_TASK_ID not in configurable or CONFIG_KEY_READ not in configurable:
+        return None
+    if CONFIG_KEY_CHECKPOINTER not in configurable:
+        raise StagingError(f"the running task does not say who saves its graph: {_ADVICE}")
+    return configurable[CONFIG_KEY_CHECKPOINTER]
 
 
 def running_task() -> RunningTask | None:

@@ -242,8 +242,9 @@ class Staging:
             run = None if task is None else self._runs.get(id(task.run))
             return run is not None and not run.landed.isdisjoint(versions)
 
-    def is_running(self) -> bool:
-        return self._task() is not None
+    def running(self) -> object | None:
+        task = self._task()
+        return None if task is None else task.writes
 
     def _task(self) -> RunningTask | None:
         """The running task, if its graph saves to this memory."""

@@ -231,9 +231,9 @@ class Slow(MemStateCheckpointer):
         time.sleep(random.choice([0, 0, 0.003, 0.02]) * random.random())
         return super().put(config, *args)
 
-    def put_writes(self, *args: Any) -> None:
+    def put_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
         time.sleep(0.003 * random.random())
-        super().put_writes(*args)
+        super().put_writes(config, writes, task_id, task_path)
 
 
 def check_the_past(memory: MemoryStore) -> None:

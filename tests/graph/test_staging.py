@@ -195,14 +195,14 @@ def test_a_batch_in_a_node_is_one_entry_and_the_last_write_of_a_key_wins(memory:
 
 def test_a_release_of_langgraph_that_hides_the_write_set_is_refused(memory: MemoryStore) -> None:
     """Not guessed at: the first write says what is missing."""
-    token = var_child_runnable_config.set(
-        {"configurable": {"__pregel_task_id": "1", "__pregel_read": lambda: None, "__pregel_send": lambda: None}}
-    )
-    try:
-        with pytest.raises(StagingError, match="another shape"):
-            memory.store.put(NAMESPACE, "k", {})
-    finally:
-        var_child_runnable_config.reset(token)
+    config = {"__pregel_task_id": "1", "__pregel_read": lambda: None, "__pregel_send": lambda: None}
+    for more, missing in (({"__pregel_checkpointer": memory.checkpointer}, "another shape"), ({}, "who saves")):
+        token = var_child_runnable_config.set({"configurable": config | more})
+        try:
+            with pytest.raises(StagingError, match=missing):
+                memory.store.put(NAMESPACE, "k", {})
+        finally:
+            var_child_runnable_config.reset(token)
     assert memory.get(NAMESPACE, "k") is None
 
 

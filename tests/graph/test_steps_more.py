@@ -185,3 +185,43 @@ def test_the_state_of_threads_is_read_and_updated_inside_a_node(memory: MemorySt
     graph = builder.compile(checkpointer=memory.checkpointer, store=memory.store)
     graph.invoke({"log": []}, thread("t"), durability="sync")
     assert remembered(memory) == {"a": 1, "looks": 1, "b": 1}
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_a_transaction_around_a_run_is_not_of_its_nodes(memory: MemoryStore, durability: Any) -> None:
+    tries = iter(range(3))
+
+    def fails_once(state: State) -> State:
+        done = f"node-{next(tries)}"
+        memory.store.put(NOTES, done, {})
+        assert done in ids(memory)
+        if done == "node-0":
+            raise ValueError
+        return {"log": [done]}
+
+    graph = line(("node", fails_once)).compile(checkpointer=memory.checkpointer)
+    with memory.transaction():
+        memory.store.put(NOTES, "around-1", {})
+        with pytest.raises(ValueError):  # noqa: PT011
+            graph.invoke({"log": []}, thread("t"), durability=durability)
+        assert ids(memory) == set()
+        graph.invoke({"log": []}, thread("t"), durability=durability)
+        assert ids(memory) == {"node-1"}
+    assert ids(memory) == {"node-1", "around-1"}
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_a_transaction_in_a_node_is_not_of_the_graph_it_runs(memory: MemoryStore, durability: Any) -> None:
+    inner = line(("inner", noting(memory, "inner"))).compile()
+
+    def node(state: State) -> State:
+        with memory.transaction():
+            memory.store.put(NOTES, "node-1", {})
+            done = inner.invoke({"log": []})["log"]
+            memory.store.put(NOTES, "node-2", {})
+        return {"log": [*done, "node-1", "node-2"]}
+
+    graph = line(("node", node)).compile(checkpointer=memory.checkpointer, store=memory.store)
+    done = graph.invoke({"log": []}, thread("t"), durability=durability)["log"]
+    assert ids(memory) == set(done)
+    assert len(done) == 3
