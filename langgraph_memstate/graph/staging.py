@@ -1,9 +1,4 @@
-"""Memory writes of running steps: staged with the write set of their task, landed with its step.
-
-One entry is one batch of writes. It leaves a marker in the write set of its task and of every task that one runs inside
-of, and counts only while all of those markers are there and none of those tasks has failed. So whatever LangGraph does
-to a task, its memory writes share: a retry clears them, a failure drops them, the end of the step lands them.
-"""
+"""Memory writes of running steps: staged as entries while their tasks run, landed when their step ends."""
 
 from __future__ import annotations
 
@@ -19,9 +14,10 @@ from langchain_core.runnables import RunnableConfig
 from langgraph_memstate.awaited import on_event_loop
 from langgraph_memstate.facts import Draft
 from langgraph_memstate.graph import pregel
+from langgraph_memstate.graph.entries import Entry, Marks, place_in, sees
 from langgraph_memstate.graph.order import Order
-from langgraph_memstate.graph.parts import Part, Place, in_log_order, place_of, saved_part
-from langgraph_memstate.graph.pregel import Caller, RunningTask, WriteSet
+from langgraph_memstate.graph.parts import Part, in_log_order, saved_part
+from langgraph_memstate.graph.pregel import Caller, RunningTask
 from langgraph_memstate.graph.refusals import Ledger
 from langgraph_memstate.storage.values import StagedDraft, StepKey
 
@@ -30,66 +26,6 @@ if TYPE_CHECKING:
 
 
 _PATIENCE = 1.0  # seconds
-
-
-class _Marks:
-    """The markers of write sets at one moment, each looked at once; a task that failed has none."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, frozenset[str]] = {}
-        self._left: dict[int, frozenset[str]] = {}
-
-    def of(self, task: RunningTask) -> frozenset[str]:
-        key = id(task.writes)
-        if key not in self._known:
-            writes = task.writes.copy()
-            self._known[key] = frozenset() if pregel.failed(writes) else frozenset(pregel.tokens(writes))
-        return self._known[key]
-
-    def left_by_calls(self, caller: Caller) -> frozenset[str]:
-        """A caller that failed has them too: what it called had finished."""
-        key = id(caller.writes)
-        if key not in self._left:
-            self._left[key] = frozenset(pregel.tokens(caller.writes.copy()))
-        return self._left[key]
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """One batch of memory writes. `chain`: its task, then the tasks that one runs inside of."""
-
-    token: str
-    order: int
-    chain: tuple[RunningTask, ...]
-    drafts: tuple[Draft, ...]
-    saved_level: int | None = None
-    """the level of the chain whose finished task was saved with these writes: only its graph lands them"""
-    attempts: Mapping[str, int] = field(default_factory=dict)
-    """by the task ids of those that called its task: how often each had been retried"""
-    is_kept: bool = False
-    """its caller failed for good, and would find the result of the call when it runs again"""
-
-    def level(self, thread_id: str, graph_ns: str) -> int | None:
-        """Where in the chain the graph of that namespace is."""
-        for level, task in enumerate(self.chain):
-            if task.graph_ns == graph_ns and task.thread_id == thread_id:
-                return level
-        return None
-
-    def counts(self, marks: _Marks, level: int | None = None) -> bool:
-        """Whether no task of the chain (up to a level) was retried, timed out, cancelled or failed since."""
-        chain = self.chain if level is None else self.chain[: level + 1]
-        return all(self.token in marks.of(task) for task in chain)
-
-    def stands(self, marks: _Marks, level: int | None = None) -> bool:
-        """Whether it counts, and no task that called one of the chain was retried since."""
-        chain = self.chain if level is None else self.chain[: level + 1]
-        callers = () if self.is_kept else (caller for task in chain for caller in task.callers)
-        return self.counts(marks, level) and all(self.token in marks.left_by_calls(caller) for caller in callers)
-
-    def part(self, level: int) -> Part:
-        """As a part of a step of the graph at a level."""
-        return Part(_place(self.chain[: level + 1]), (self.order, ""), self.drafts)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,7 +61,7 @@ class _Run:
     """What one run of a graph has staged and not landed."""
 
     control: object
-    entries: dict[str, _Entry] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
     landed: set[str] = field(default_factory=set)
     loaded: dict[tuple[str, str], _Loaded] = field(default_factory=dict)
     """by thread and namespace"""
@@ -204,13 +140,13 @@ class Staging:
                 if loaded := run.loaded_by(one):
                     loaded.decide(True)
             origin = _origin(task)
-            entry = _Entry(token, self._order, task.chain, tuple(_with_origin(draft, origin) for draft in drafts))
+            entry = Entry(token, self._order, task.chain, tuple(_with_origin(draft, origin) for draft in drafts))
             entry.attempts = {
                 caller.task_id: run.attempt(caller, token) for one in task.chain for caller in one.callers
             }
             run.entries[token] = entry
-        for one in task.chain:
-            one.mark(token)
+            for one in task.chain:  # before another call of the same task looks for its marker
+                one.mark(token)
         return True
 
     def staged(self) -> Sequence[Draft]:
@@ -220,8 +156,8 @@ class Staging:
         with self._lock:
             run = self._runs.get(id(task.run))
             entries = list(run.entries.values()) if run is not None else []
-        marks = _Marks()
-        seen = [entry.part(len(entry.chain) - 1) for entry in entries if _sees(task, entry) and entry.stands(marks)]
+        marks = Marks()
+        seen = [entry.part(len(entry.chain) - 1) for entry in entries if sees(task, entry) and entry.stands(marks)]
         past = () if run is None else run.rewound
         return [*past, *(draft for part in in_log_order([*_resumed(task, run), *seen]) for draft in part.drafts)]
 
@@ -348,7 +284,7 @@ class Staging:
                     if level == 0:  # what a subgraph finished may be on its way, and is the subgraph's to land
                         run.entries.pop(entry.token, None)
                 return ()
-            marked, marks = set(pregel.tokens(writes)), _Marks()
+            marked, marks = set(pregel.tokens(writes)), Marks()
             kept = [
                 (entry, level)
                 for entry, level in mine
@@ -386,7 +322,7 @@ class Staging:
         Usually that is the step that started from its parent. A run that saves at exit ends several steps at once: all
         of its own but the one that starts from the new checkpoint, which has not finished.
         """
-        marks = _Marks()
+        marks = Marks()
         with self._lock:
             ended = self._ended(config, checkpoint, parent_id)
             found = [
@@ -426,7 +362,7 @@ class Staging:
             for entry, _ in self._ended(config, checkpoint, parent_id):
                 run.entries.pop(entry.token, None)
 
-    def _ended(self, config: RunnableConfig, checkpoint: StepKey, parent_id: str | None) -> list[tuple[_Entry, int]]:
+    def _ended(self, config: RunnableConfig, checkpoint: StepKey, parent_id: str | None) -> list[tuple[Entry, int]]:
         run = self._runs.get(id(pregel.run_of(config)))
         if run is None:
             return []
@@ -464,22 +400,13 @@ def _with_origin(draft: Draft, origin: dict[str, Any]) -> Draft:
     return replace(draft, origin=replace(draft.origin, **origin))
 
 
-def _line(task: RunningTask) -> list[tuple[str, WriteSet]]:
-    """The paths and write sets of a task and those that called it."""
-    return [*((caller.path, caller.writes) for caller in task.callers), (task.path, task.writes)]
-
-
-def _place(chain: Sequence[RunningTask]) -> Place:
-    return place_of((task.checkpoint_id, task.path) for task in reversed(chain))
-
-
 def _resumed(task: RunningTask, run: _Run | None) -> list[Part]:
     """What tasks wrote that finished before this run resumed their step, and are not run again."""
     if run is None:
         return []
     found: list[Part] = []
     for level, one in enumerate(task.chain):
-        around = _place(task.chain[level + 1 :])
+        around = place_in(task.chain[level + 1 :])
         for subgraph in run.unsaved_before(one.thread_id, one.graph_ns, one.checkpoint_id):
             place = (*around, (subgraph.around[one.graph_ns], ""))
             found += [Part(place, (-2, row.draft.version), [row.draft]) for row in run.not_landed(subgraph.rows)]
@@ -498,24 +425,3 @@ def _resumed(task: RunningTask, run: _Run | None) -> list[Part]:
                 continue
         found += [saved_part(loaded.step, row, around) for row in run.not_landed(rows)]
     return found
-
-
-def _sees(task: RunningTask, entry: _Entry) -> bool:
-    """Whether a task may read what another staged: its own, of tasks around it or inside it, and of earlier steps."""
-    if entry.saved_level is not None:
-        owner = entry.chain[entry.saved_level].graph_ns
-        if owner not in {one.graph_ns for one in task.chain}:
-            return False  # it lands with a graph that has ended without landing it
-    for mine, theirs in zip(reversed(task.chain), reversed(entry.chain), strict=False):
-        if mine.writes is theirs.writes:
-            continue
-        if (mine.thread_id, mine.graph_ns) != (theirs.thread_id, theirs.graph_ns):
-            return mine.inside is not None  # another subgraph that the same task ran
-        if mine.checkpoint_id != theirs.checkpoint_id:
-            return True  # an earlier step of this run
-        # The same step: parallel tasks are isolated. A call knows what its callers wrote, and what they and it called
-        # once that has returned.
-        line = {path for path, _ in _line(mine)}
-        between = [writes for path, writes in _line(theirs) if path not in line]
-        return len(between) < len(_line(theirs)) and all(pregel.returned(writes.copy()) for writes in between)
-    return True

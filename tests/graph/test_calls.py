@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from langgraph.cache.memory import InMemoryCache
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.func import entrypoint, task
 from langgraph.graph import START, StateGraph
-from langgraph.types import RetryPolicy
+from langgraph.types import CachePolicy, RetryPolicy
 
 from langgraph_memstate import MemoryStore, MemStateCheckpointer
 from langgraph_memstate.errors import CorruptRowError
@@ -312,3 +313,29 @@ def test_a_late_error_of_a_cancelled_run_takes_nothing_from_the_next(memory: Mem
     run = 0
     assert asyncio.run(lives())["log"] == ["a", "b"]
     assert keys(memory) == ["a"]
+
+
+def test_a_cached_output_outlives_the_memory_of_a_step_that_never_landed(memory: MemoryStore) -> None:
+    """The cache is LangGraph's, which fills it as soon as a node has finished."""
+    broken = [True]
+
+    def learns(state: State) -> State:
+        return {"log": [put(memory, "learned")]}
+
+    def fails(state: State) -> State:
+        time.sleep(0.05)
+        if broken:
+            raise Trouble
+        return {}
+
+    graph = StateGraph(State).add_node("learns", learns, cache_policy=CachePolicy()).add_node("fails", fails)
+    compiled = graph.add_edge(START, "learns").add_edge(START, "fails").compile(
+        checkpointer=memory.checkpointer, cache=InMemoryCache()
+    )  # fmt: skip
+    with pytest.raises(Trouble):
+        compiled.invoke({"log": []}, THREAD)
+    broken.clear()
+    assert compiled.invoke({"log": []}, {"configurable": {"thread_id": "other"}})["log"] == ["learned"]
+    assert keys(memory) == []
+    compiled.invoke(None, THREAD)
+    assert keys(memory) == ["learned"]
