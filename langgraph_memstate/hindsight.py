@@ -111,9 +111,13 @@ class Hindsight(OpenedMemory):
         the thread had left there. Without, a step is a commit that no graph made, and `to` a sequence of the log. A
         rollback can be undone as well: ``rollback(to=report.undone)``. No run of the thread may be under way.
 
+        What is undone already is passed over, whoever undid it. A fact that comes back has its time to live from now
+        on; one that had expired before it was replaced stays absent.
+
         Args:
             on_conflict: what becomes of a fact that others have changed since: ``"raise"``, ``"keep"`` theirs, or
-                ``"overwrite"`` it with the version before ours.
+                ``"overwrite"`` it with the version before ours. A change that has been undone is none. A commit of
+                which ``"keep"`` would undo nothing is not counted.
 
         Raises:
             RollbackConflict, RollbackError, UnknownMomentError: nothing changed.

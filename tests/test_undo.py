@@ -88,6 +88,42 @@ def test_what_is_written_after_an_undo_is_undone_before_what_is_older(memory: Me
     assert texts(memory) == {}
 
 
+def test_each_thread_and_the_rest_are_undone_on_their_own(memory: MemoryStore) -> None:
+    put(memory, "base", "0")
+    put(memory, "x", "1", thread_id="x")
+    put(memory, "b", "1")
+    assert memory.rollback(1, thread_id="x").removed == ((("note",), "x"),)
+    assert memory.rollback(1).removed == ((("note",), "b"),)  # neither `base` goes with it, nor does `x` come back
+    assert texts(memory) == {"base": "0"}
+    put(memory, "c", "1")
+    assert memory.rollback(2).steps == 2
+    assert texts(memory) == {}
+
+
+def test_a_commit_is_not_undone_by_its_thread_once_more(memory: MemoryStore) -> None:
+    put(memory, "a", "1", thread_id="x")
+    put(memory, "a", "2", thread_id="x")
+    memory.rollback(1)
+    assert texts(memory) == {"a": "1"}
+    memory.rollback(1, thread_id="x")
+    assert texts(memory) == {}
+    with pytest.raises(RollbackError, match="0 commits"):
+        memory.rollback(1, thread_id="x")
+    with pytest.raises(RollbackError, match="0 commits"):
+        memory.rollback(1)
+
+
+def test_what_a_thread_undid_stays_undone_where_others_wrote_since(memory: MemoryStore) -> None:
+    put(memory, "a", "1", thread_id="x")
+    put(memory, "b", "1")
+    undo = memory.rollback(1, thread_id="x")
+    put(memory, "a", "2")
+    memory.rollback(2)
+    assert texts(memory) == {}
+    memory.rollback(to=undo.undone)  # everything since, the thread's rollback too
+    assert texts(memory) == {"a": "1", "b": "1"}
+
+
 def test_to_a_sequence(memory: MemoryStore) -> None:
     for n in range(5):
         put(memory, f"k{n}", str(n))
@@ -153,6 +189,46 @@ def test_what_has_expired_since_is_no_conflict(memory: MemoryStore) -> None:
     assert texts(memory) == {"a": "base"}
 
 
+def test_what_had_expired_before_stays_absent(memory: MemoryStore) -> None:
+    memory.store.put(("note",), "a", {"text": "short"}, ttl=0.0001)
+    time.sleep(0.02)
+    put(memory, "b", "1")
+    put(memory, "a", "new")
+    before = memory.as_of(memory.log()[-2].seq)
+    report = memory.rollback(1)
+    assert report.removed == ((("note",), "a"),)
+    assert texts(memory) == {fact.key: fact.value["text"] for fact in before.search(("note",))} == {"b": "1"}
+    memory.rollback(to=report.undone)
+    assert texts(memory) == {"a": "new", "b": "1"}
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_what_an_undo_brought_back_has_a_life_of_its_own(memory: MemoryStore, swept: bool) -> None:
+    memory.store.put(("note",), "a", {"text": "short"}, ttl=0.005)
+    put(memory, "a", "2")
+    time.sleep(0.35)
+    memory.rollback(1)
+    put(memory, "a", "3")
+    memory.rollback(1)
+    assert texts(memory) == {"a": "short"}
+    time.sleep(0.35)
+    if swept:
+        assert memory.sweep() == 1
+    put(memory, "a", "4")
+    memory.rollback(1)
+    assert texts(memory) == {}
+
+
+def test_reads_have_kept_a_fact_alive_that_an_undo_restores(memory: MemoryStore) -> None:
+    memory.store.put(("note",), "a", {"text": "short"}, ttl=0.01)
+    for _ in range(4):
+        time.sleep(0.25)
+        assert memory.store.get(("note",), "a", refresh_ttl=True) is not None
+    put(memory, "a", "new")
+    memory.rollback(1)
+    assert texts(memory) == {"a": "short"}
+
+
 # -- conflicts --------------------------------------------------------------------------------------
 
 
@@ -180,6 +256,55 @@ def test_keep_leaves_theirs(memory: MemoryStore) -> None:
     assert texts(memory) == {"a": "theirs"}
     assert report.kept == ((("note",), "a"),)
     assert report.removed == ((("note",), "b"),)
+
+
+def test_a_commit_of_which_all_would_be_kept_is_passed_over(memory: MemoryStore) -> None:
+    put(memory, "a", "1", thread_id="x")
+    put(memory, "b", "1", thread_id="x")
+    put(memory, "b", "2")
+    report = memory.rollback(1, thread_id="x", on_conflict="keep")
+    assert (report.steps, report.removed, report.kept) == (1, ((("note",), "a"),), ((("note",), "b"),))
+    with pytest.raises(RollbackError, match="0 commits to undo, not 1; of 1 more, others"):
+        memory.rollback(1, thread_id="x", on_conflict="keep")
+    with pytest.raises(RollbackConflict):
+        memory.rollback(1, thread_id="x")
+    memory.rollback(1, thread_id="x", on_conflict="overwrite")
+    assert texts(memory) == {}
+
+
+def test_keep_goes_on_after_a_commit_of_which_a_part_was_kept(memory: MemoryStore) -> None:
+    put(memory, "c", "1", thread_id="mine")
+    disputed(memory)
+    memory.rollback(1, thread_id="mine", on_conflict="keep")
+    memory.rollback(1, thread_id="mine", on_conflict="keep")
+    assert texts(memory) == {"a": "theirs"}
+
+
+def test_a_write_that_was_undone_is_no_conflict(memory: MemoryStore) -> None:
+    put(memory, "a", "0")
+    put(memory, "a", "1", thread_id="x")
+    put(memory, "a", "2", thread_id="y")
+    redo = memory.rollback(1, thread_id="y")
+    memory.rollback(1, thread_id="x")
+    assert texts(memory) == {"a": "0"}
+    assert redo.undone is not None
+    memory.rollback(to=redo.undone, thread_id="y")  # it stands again
+    assert texts(memory) == {"a": "2"}
+    memory.rollback(1, thread_id="y")
+    assert texts(memory) == {"a": "0"}
+
+
+def test_what_others_have_taken_back_too_is_undone(memory: MemoryStore) -> None:
+    disputed(memory)
+    report = memory.rollback(1, thread_id="mine", on_conflict="overwrite")
+    with pytest.raises(RollbackError, match="0 commits"):
+        memory.rollback(1, thread_id="other")
+    put(memory, "a", "another", thread_id="third")
+    memory.rollback(1, thread_id="third")
+    assert texts(memory) == {"a": "base"}
+    memory.rollback(to=report.undone, thread_id="mine")
+    memory.rollback(1, thread_id="other")
+    assert texts(memory) == {"a": "ours", "b": "ours"}
 
 
 def test_overwrite_takes_theirs_back_too(memory: MemoryStore) -> None:

@@ -46,7 +46,8 @@ class Entry:
     thread: str | None
     commit: int
     in_graph: bool = False
-    undoes: int | None = None
+    takes_back: frozenset[int] | None = None
+    """for an undo: the sequences of this fact that it takes back"""
 
 
 @dataclass
@@ -87,28 +88,49 @@ class Model:
             self.moments.append(now)
         self.ends.append(len(self.log))
 
+    def standing(self, address: Address, without: frozenset[int] = frozenset()) -> list[int]:
+        """Sequences of a fact that nobody has undone, the latest first; an undo that is undone undoes nothing."""
+        gone, stands = set(without), []
+        for seq in range(len(self.log), 0, -1):
+            entry = self.log[seq - 1]
+            if entry.address == address and seq not in gone:
+                if entry.takes_back is None:
+                    stands.append(seq)
+                else:
+                    gone |= entry.takes_back
+        return stands
+
+    def is_theirs(self, address: Address, ours: frozenset[int]) -> bool:
+        """Whether somebody else has changed a fact since: by a write that stands, not by undoing one."""
+        last = max(seq for seq, entry in enumerate(self.log, 1) if entry.address == address)
+        stands = self.standing(address)
+        return last not in ours and bool(stands) and stands[0] not in ours and stands[0] > min(ours)
+
     def undo(
-        self, is_undone: Callable[[int, Entry], bool], thread: str | None, to: int, how: str, **options: Any
+        self, undone: set[int], is_ours: Callable[[Entry], bool], thread: str | None, how: str, **options: Any
     ) -> bool:
-        """Whether it is allowed; then the log ends with it."""
-        numbered = list(enumerate(self.log, 1))
+        """Whether it is allowed; then the log ends with it. In a fact, all that is ours since the first goes."""
         writes: dict[Address, str | None] = {}
-        for address in {entry.address for seq, entry in numbered if is_undone(seq, entry)}:
-            versions = [(seq, entry) for seq, entry in numbered if entry.address == address]
-            first = min(seq for seq, entry in versions if is_undone(seq, entry))
-            others = [(seq, entry) for seq, entry in versions if not is_undone(seq, entry)]
-            last = versions[-1]
-            if is_undone(*last):
-                before = others[-1][1].text if others else None
-            elif last[1].thread == thread or how == "keep":
-                continue
-            elif how == "raise":
-                return False
-            else:
-                older = [entry.text for seq, entry in others if seq < first]
-                before = older[-1] if older else None
-            writes[address] = before
-        self.append(writes, thread, undoes=to, **options)
+        takes_back: dict[Address, frozenset[int]] = {}
+        for address in {self.log[seq - 1].address for seq in undone}:
+            first = min(seq for seq in undone if self.log[seq - 1].address == address)
+            since = {
+                seq: entry for seq, entry in enumerate(self.log, 1) if seq >= first and entry.address == address
+            }  # fmt: skip
+            ours = frozenset(seq for seq, entry in since.items() if is_ours(entry))
+            takes_back[address] = ours
+            if self.is_theirs(address, ours):
+                if how == "keep" or self.log[self.standing(address)[0] - 1].thread == thread:
+                    continue
+                if how == "raise":
+                    return False
+                takes_back[address] = frozenset(since)
+            before = self.standing(address, takes_back[address])
+            writes[address] = self.log[before[0] - 1].text if before else None
+        at = len(self.log)
+        self.append(writes, thread, **options)
+        for entry in self.log[at:]:
+            entry.takes_back = takes_back[entry.address]
         return True
 
 
@@ -166,7 +188,7 @@ class Past(RuleBasedStateMachine):
 
     # -- writing ------------------------------------------------------------------------------------
 
-    @rule(writes=WRITES, thread=st.one_of(st.none(), THREADS))
+    @rule(writes=WRITES, thread=st.sampled_from([None, "t", "u", "direct"]))
     def commit(self, writes: dict[Address, str | None], thread: str | None) -> None:
         Past.rules += 1
         with self.memory.transaction() as memory:
@@ -200,7 +222,8 @@ class Past(RuleBasedStateMachine):
         self.model.append(first, thread, in_graph=True)
         at = len(self.model.log)
         self.model.append(second, thread, in_graph=True)
-        self.model.undo(lambda seq, entry: seq > at and entry.thread == thread, thread, at, "overwrite", in_graph=True)
+        undone = set(range(at + 1, len(self.model.log) + 1))
+        self.model.undo(undone, lambda entry: entry.thread == thread, thread, "overwrite", in_graph=True)
         self._note(thread)
         assert self.graph.get_state(_at(thread)).values["log"][-2:] == ["in", self._last_number(thread)]
 
@@ -228,39 +251,47 @@ class Past(RuleBasedStateMachine):
 
     # -- going back ---------------------------------------------------------------------------------
 
-    @rule(steps=st.integers(1, 6), how=CONFLICTS)
-    def roll_commits_back(self, steps: int, how: Any) -> None:
+    @rule(steps=st.integers(1, 6), thread=st.sampled_from([None, "direct"]), how=CONFLICTS)
+    def roll_commits_back(self, steps: int, thread: str | None, how: Any) -> None:
         Past.rules += 1
-        position: int | None = None
+        is_ours = _direct(thread)
+        undone: set[int] = set()
         left = steps
-        for seq in range(len(self.model.log), 0, -1):
-            entry = self.model.log[seq - 1]
-            if entry.in_graph or (position is not None and seq > position):
-                continue
-            if entry.undoes is not None:
-                position = entry.undoes
-                continue
-            position, left = entry.commit - 1, left - 1
+        for commit in sorted({entry.commit for entry in self.model.log}, reverse=True):
+            stands = {
+                seq
+                for seq, entry in enumerate(self.model.log, 1)
+                if entry.commit == commit and is_ours(entry) and seq in self.model.standing(entry.address)
+            }
+            undone |= stands
+            left -= any(not self._is_kept(seq, is_ours, thread, how) for seq in stands)
             if not left:
                 break
         if left:
             with pytest.raises(RollbackError, match="commits to undo"):
-                self.memory.rollback(steps, on_conflict=how)
+                self.memory.rollback(steps, thread_id=thread, on_conflict=how)
             return
-        assert position is not None
-        self._roll_commits_back(lambda: self.memory.rollback(steps, on_conflict=how), position, how)
+        allowed = self.model.undo(undone, is_ours, thread, how)
+        self._same_outcome(lambda: self.memory.rollback(steps, thread_id=thread, on_conflict=how), allowed)
 
-    @rule(place=PLACES, how=CONFLICTS)
-    def roll_commits_back_to(self, place: int, how: Any) -> None:
+    def _is_kept(self, seq: int, is_ours: Callable[[Entry], bool], thread: str | None, how: str) -> bool:
+        address = self.model.log[seq - 1].address
+        ours = frozenset(
+            one
+            for one, entry in enumerate(self.model.log, 1)
+            if one >= seq and entry.address == address and is_ours(entry)
+        )
+        latest = self.model.log[self.model.standing(address)[0] - 1]
+        return self.model.is_theirs(address, ours) and (how == "keep" or latest.thread == thread)
+
+    @rule(place=PLACES, thread=st.sampled_from([None, "direct"]), how=CONFLICTS)
+    def roll_commits_back_to(self, place: int, thread: str | None, how: Any) -> None:
         Past.rules += 1
         to = self.model.ends[place % len(self.model.ends)]
-        self._roll_commits_back(lambda: self.memory.rollback(to=to, on_conflict=how), to, how)
-
-    def _roll_commits_back(self, rollback: Callable[[], Any], to: int, how: str) -> None:
-        def is_undone(seq: int, entry: Entry) -> bool:
-            return seq > to and not entry.in_graph
-
-        self._same_outcome(rollback, self.model.undo(is_undone, None, to, how))
+        is_ours = _direct(thread)
+        undone = {seq for seq, entry in enumerate(self.model.log, 1) if seq > to and is_ours(entry)}
+        allowed = self.model.undo(undone, is_ours, thread, how)
+        self._same_outcome(lambda: self.memory.rollback(to=to, thread_id=thread, on_conflict=how), allowed)
 
     def _same_outcome(self, rollback: Callable[[], Any], allowed: bool) -> Any:
         asked = len(self.embedded.texts)
@@ -301,10 +332,8 @@ class Past(RuleBasedStateMachine):
     def _roll_thread_back(self, thread: str, target: Checkpoint | None, how: Any, **where: Any) -> None:
         to = self._before_all(thread) if target is None else target.seq
 
-        def is_undone(seq: int, entry: Entry) -> bool:
-            return seq > to and entry.thread == thread
-
-        allowed = self.model.undo(is_undone, thread, to, how, in_graph=True)
+        undone = {seq for seq, entry in enumerate(self.model.log, 1) if seq > to and entry.thread == thread}
+        allowed = self.model.undo(undone, lambda entry: entry.thread == thread, thread, how, in_graph=True)
         report = self._same_outcome(lambda: self.memory.rollback(**where, thread_id=thread, on_conflict=how), allowed)
         if report is None:
             return
@@ -408,6 +437,11 @@ class Past(RuleBasedStateMachine):
         best = sorted((cosine("green tea", text) for text in wanted.values()), reverse=True)[:3]
         assert [item.score for item in found] == pytest.approx(best, abs=1e-6)
         assert {(item.namespace[0], item.key): item.value["text"] for item in found}.items() <= wanted.items()
+
+
+def _direct(thread: str | None) -> Callable[[Entry], bool]:
+    """What no graph wrote, of one thread or of any."""
+    return lambda entry: not entry.in_graph and thread in (None, entry.thread)
 
 
 def _ancestors(checkpoint: Checkpoint | None) -> Iterator[Checkpoint]:

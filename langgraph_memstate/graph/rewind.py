@@ -23,7 +23,7 @@ def rewind(reader: Reader, base: StoredHead, step: StepKey) -> Undo:
 
     return plan_undo(
         reader, reader.log(origin={"thread_id": thread_id}, after=base.seq), is_undone,
-        to=base.seq, thread_id=thread_id, on_conflict="keep",
+        thread_id=thread_id, on_conflict="keep",
         origin=Origin(
             thread_id=thread_id, checkpoint_ns=step.checkpoint_ns, checkpoint_id=step.checkpoint_id, reason="rewind"
         ),

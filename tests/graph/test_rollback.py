@@ -293,6 +293,28 @@ def test_other_threads_keep_what_they_have(memory: MemoryStore) -> None:
     assert other.get_state(on("u")) == state
 
 
+def test_a_commit_that_went_back_with_its_thread_is_not_undone_again(memory: MemoryStore) -> None:
+    graph = agent(memory)
+    memory.commit(Fact("note", {"text": "before"}, id="free"))
+    turns(graph, 1)
+    memory.commit(Fact("note", {"text": "direct"}, id="direct"), thread_id="t")
+    memory.rollback(turns=1, thread_id="t")
+    assert facts(memory) == {"free": "before"}
+    memory.rollback(1)
+    assert facts(memory) == {}
+    with pytest.raises(RollbackError, match="0 commits"):
+        memory.rollback(1)
+
+
+def test_a_write_that_another_thread_has_undone_is_no_conflict(memory: MemoryStore) -> None:
+    graph = agent(memory)
+    turns(graph, 1)
+    turns(graph, 1, on("u"))  # writes `every` and the same facts
+    memory.rollback(turns=1, thread_id="u")
+    memory.rollback(turns=1, thread_id="t")
+    assert facts(memory) == {}
+
+
 def test_a_conflict_changes_neither_state_nor_memory(memory: MemoryStore) -> None:
     graph = agent(memory)
     turns(graph, 2)
