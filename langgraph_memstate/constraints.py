@@ -7,6 +7,7 @@ graph step is checked against what its task sees, so that the node fails at its 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,12 +51,27 @@ def guarded(
     before: list[Op] = [current] if current.versions else []
     if patterns := _immutable(schemas):
         before.append(CheckUnchanged(tuple(kept), patterns))
-    after = tuple(
+    after = [
         CheckUnique(draft, claim, replaces)
         for draft in _final(kept).values()
         for claim, replaces in _claims(schemas, draft)
+    ]
+    after += (
+        CheckUnique(draft, claim, replaces=True)  # one that it did not know of has the undo planned anew
+        for draft in _final(kept).values()
+        if draft.undoes is not None
+        for claim in claims_of(schemas, draft)
     )
-    return Guarded(kept, tuple(before), after)
+    return Guarded(kept, tuple(before), tuple(after))
+
+
+def claims_of(schemas: SchemaRegistry, undo: Draft) -> list[Claim]:
+    """What a fact must have for itself once it is back. What cannot be compared claims nothing: an undo is no error."""
+    claims = _claims(schemas, replace(undo, undoes=None))
+    found = []
+    with suppress(ConstraintError):
+        found += [claim for claim, _ in claims]
+    return found
 
 
 def admitted(schemas: SchemaRegistry, view: View, drafts: Sequence[Draft]) -> list[Draft]:
@@ -123,7 +139,7 @@ def _immutable(schemas: SchemaRegistry) -> tuple[Pattern, ...]:
 def _claims(schemas: SchemaRegistry, draft: Draft) -> Iterator[tuple[Claim, bool]]:
     """The claims that a draft makes, and whether it replaces who else makes them."""
     if draft.value is None or draft.undoes is not None or not schemas.constrained:
-        return  # an undo goes back to what was there, whatever is there now
+        return  # an undo replaces nothing: what it may bring back, it has been planned for
     value = decode_value(draft.value)
     for schema in schemas.all():
         if not schema.governs(draft.namespace, draft.type):

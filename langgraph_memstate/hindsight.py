@@ -116,8 +116,9 @@ class Hindsight(OpenedMemory):
 
         Args:
             on_conflict: what becomes of a fact that others have changed since: ``"raise"``, ``"keep"`` theirs, or
-                ``"overwrite"`` it with the version before ours. A change that has been undone is none. A commit of
-                which ``"keep"`` would undo nothing is not counted.
+                ``"overwrite"`` it with the version before ours. A change that has been undone is none; what another
+                fact has taken that is unique (see `Constraint`) is one, and is overwritten there. A commit that others
+                have changed whole is not counted with ``"keep"``.
 
         Raises:
             RollbackConflict, RollbackError, UnknownMomentError: nothing changed.
@@ -129,7 +130,7 @@ class Hindsight(OpenedMemory):
                 "inside a graph, add a RollbackNode"
             )
         origin = Origin(thread_id=thread_id, actor=actor, reason=reason)
-        request = RollbackRequest(steps, turns, to, thread_id, on_conflict, origin)
+        request = RollbackRequest(steps, turns, to, thread_id, on_conflict, origin, self.claims_of)
         return self._prepared(lambda: self._roll_back(request))
 
     def _roll_back(self, request: RollbackRequest) -> RollbackReport:

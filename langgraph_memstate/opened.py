@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from langgraph_memstate.awaited import awaited, is_own
 from langgraph_memstate.commit import Landing, Writer
-from langgraph_memstate.constraints import admitted, guarded, needs_guard
+from langgraph_memstate.constraints import admitted, claims_of, guarded, needs_guard
 from langgraph_memstate.embedding import Embedder, home_loop
 from langgraph_memstate.errors import CommitRaced, FactRaced, IndexConfigError, StorageClosedError
 from langgraph_memstate.facts import (
@@ -46,6 +46,7 @@ from langgraph_memstate.reading import View
 from langgraph_memstate.schemas import Constraint, SchemaRegistry, Upcaster
 from langgraph_memstate.storage.base import Storage
 from langgraph_memstate.storage.operations import Commit, Expect, Touch
+from langgraph_memstate.storage.values import Claim
 from langgraph_memstate.together import Together
 from langgraph_memstate.transaction import Transaction
 from langgraph_memstate.urls import storage_at
@@ -318,6 +319,10 @@ class OpenedMemory:
                 tries -= 1
                 if not tries:
                     raise
+
+    def claims_of(self, draft: Draft) -> list[Claim]:
+        """What a fact must have for itself, once an undo brings it back."""
+        return claims_of(self.schemas, draft)
 
     def land(self, drafts: Sequence[Draft], before: Commit = (), after: Commit = ()) -> None:
         """Land one atomic commit of drafts and the operations around them; for the graph's checkpointer."""

@@ -11,10 +11,10 @@ from langgraph_memstate.errors import Conflict, NotFoundError, RollbackConflict
 from langgraph_memstate.facts import Draft, Namespace, Origin, Record, encode_value, new_version
 from langgraph_memstate.reading import Address, View, applied, item_of
 from langgraph_memstate.schemas import SchemaRegistry
+from langgraph_memstate.standing import is_expiry
 from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.checks import address as named
 from langgraph_memstate.storage.operations import Expect
-from langgraph_memstate.undo import is_expiry
 
 
 def updated(

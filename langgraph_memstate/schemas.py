@@ -51,7 +51,8 @@ class Constraint:
         unique: a field, or several. No two current facts that the schema's pattern covers have the same values there.
 
     A field that is missing or None is not compared, and the ones named here hold a string, a number or a boolean. They
-    are compared as stored. A process enforces the constraints that it has registered.
+    are compared as stored. A process enforces the constraints that it has registered. Where an undo would bring back
+    what another fact has taken since, that is a conflict, for `on_conflict` to decide (see `MemoryStore.rollback`).
     """
 
     singleton_key: str | Sequence[str] | None = None

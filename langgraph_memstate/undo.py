@@ -9,21 +9,25 @@ undone: `FactHistory` finds it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import groupby, islice
-from math import inf
-from typing import Any, Literal
+from itertools import groupby
+from typing import Any, Literal, NoReturn
 
 from langgraph_memstate.errors import Conflict, RollbackConflict, RollbackError
-from langgraph_memstate.facts import Draft, LogEntry, Namespace, Origin, encode_value, new_version
+from langgraph_memstate.facts import NOWHERE, Draft, LogEntry, Namespace, Origin, encode_value, new_version
+from langgraph_memstate.standing import FactHistory, is_expiry
 from langgraph_memstate.storage.base import Reader
-from langgraph_memstate.storage.operations import Commit, Expect
-from langgraph_memstate.storage.values import StepKey
+from langgraph_memstate.storage.checks import is_same
+from langgraph_memstate.storage.operations import CheckUnique, Commit, Expect
+from langgraph_memstate.storage.values import Claim, StepKey
 
 OnConflict = Literal["raise", "keep", "overwrite"]
 Address = tuple[Namespace, str]
+ClaimsOf = Callable[[Draft], Iterable[Claim]]
+"""What a fact must have for itself, once a draft brings it back."""
+
 _SHOWN = 5  # conflicts that an error's text lists
 
 
@@ -59,6 +63,7 @@ class RollbackRequest:
     thread_id: str | None
     on_conflict: OnConflict
     origin: Origin
+    claims: ClaimsOf
 
     def __post_init__(self) -> None:
         if sum(one is not None for one in (self.steps, self.turns, self.to)) > 1:
@@ -90,6 +95,7 @@ class Undo:
     removed: list[Address] = field(default_factory=list)
     kept: list[Address] = field(default_factory=list)
     current: list[tuple[Namespace, str, str | None]] = field(default_factory=list)
+    checks: list[CheckUnique] = field(default_factory=list)
 
     @property
     def expected(self) -> Commit:
@@ -114,7 +120,7 @@ class Undo:
             None if head is None else head.checkpoint_id,
             undone,
         )
-        return RollbackPlan(tuple(self.drafts), (Expect(tuple(self.current), latest),), after, report)
+        return RollbackPlan(tuple(self.drafts), (Expect(tuple(self.current), latest),), (*self.checks, *after), report)
 
 
 def plan_undo(
@@ -122,6 +128,7 @@ def plan_undo(
     entries: Iterable[LogEntry],
     is_ours: Callable[[LogEntry], bool],
     *,
+    claims: ClaimsOf,
     thread_id: str | None,
     on_conflict: OnConflict,
     origin: Origin,
@@ -129,13 +136,14 @@ def plan_undo(
     """What undoes `entries`, and with each whatever is ours (`is_ours`) and later in its fact.
 
     Raises:
-        RollbackConflict: with ``on_conflict="raise"``, another thread has since changed what would be undone.
+        RollbackConflict: with ``on_conflict="raise"``, others have since changed what would be undone, or another
+            fact holds a value that is to be one fact's alone.
     """
     first: dict[Address, int] = {}
     for entry in entries:
         first[entry.address] = min(entry.seq, first.get(entry.address, entry.seq))
     undo, conflicts = Undo(), []
-    goals: list[tuple[Address, LogEntry | None]] = []
+    goals: dict[Address, LogEntry | None] = {}
     for address, seq in first.items():
         history = FactHistory(reader.versions(*address)).read(seq)
         is_undone = _since(seq, is_ours)
@@ -147,20 +155,81 @@ def plan_undo(
             ours = next(filter(is_undone, history.versions))
             conflicts.append(Conflict(*address, ours.version, theirs.version))
             is_undone = _since(seq, lambda _: True)
-        goals.append((address, history.before(is_undone)))
-    if conflicts and on_conflict == "raise":
-        shown = "; ".join(
-            f"{'/'.join(namespace)} {key!r} (ours {ours}, theirs {theirs})"
-            for namespace, key, ours, theirs in conflicts[:_SHOWN]
-        )
-        raise RollbackConflict(
-            f"{len(conflicts)} of the facts were changed by others since: {shown}. Nothing was undone; "
-            "on_conflict='keep' leaves theirs, 'overwrite' takes them back too",
-            conflicts,
-        )
-    for address, before in sorted(goals, key=_age):  # what was written later before is listed as later again
+        goals[address] = history.before(is_undone)
+    taken = _give_way(reader, undo, goals, first, claims, on_conflict)
+    if on_conflict == "raise" and (conflicts or taken):
+        _refuse(conflicts, taken)
+    for address, before in sorted(goals.items(), key=_age):  # what was written later before is listed as later again
         _add(undo, reader, address, before, first[address] - 1, origin)
+    undo.checks += (
+        CheckUnique(draft, claim, replaces=True) for draft in undo.drafts for claim in claims(draft)
+    )  # a rival that comes meanwhile has the undo planned anew
     return undo
+
+
+def _refuse(changed: list[Conflict], taken: list[Conflict]) -> NoReturn:
+    conflicts = changed + taken
+    shown = "; ".join(
+        f"{'/'.join(namespace)} {key!r} (ours {ours}, theirs {theirs})"
+        for namespace, key, ours, theirs in conflicts[:_SHOWN]
+    )
+    or_taken = ", or another fact has taken their value" if taken else ""
+    or_taken = ", or another fact has taken their value" if taken else ""
+    raise RollbackConflict(
+        f"{len(conflicts)} of the facts were changed by others since{or_taken}: {shown}. Nothing was undone; "
+        "on_conflict='keep' leaves theirs, 'overwrite' takes them back too",
+        conflicts,
+    )
+
+
+def _give_way(
+    reader: Reader,
+    undo: Undo,
+    goals: dict[Address, LogEntry | None],
+    first: dict[Address, int],
+    claims: ClaimsOf,
+    on_conflict: OnConflict,
+) -> list[Conflict]:
+    """Change what facts go back to until no two of them claim the same: conflicts, where that is not to be decided."""
+    while rivals := _rivals(reader, goals, claims):
+        if on_conflict == "raise":
+            return [
+                Conflict(*address, *(next(reader.versions(*one)).version for one in (address, rival)))
+                for address, rival in rivals
+            ]
+        known = frozenset(goals)
+        for address, rival in rivals:
+            if goals.get(address) is None:
+                continue  # it has given way to another rival
+            if on_conflict == "keep":
+                del goals[address]
+                undo.kept.append(address)
+            elif rival in known:
+                goals[rival] = None
+            elif rival not in goals:
+                history = FactHistory(reader.versions(*rival)).read(0)
+                first[rival] = next(history.standing(), history.versions[0]).seq
+                goals[rival] = history.before(_since(first[rival], lambda _: True))
+    return []
+
+
+def _rivals(
+    reader: Reader, goals: Mapping[Address, LogEntry | None], claims: ClaimsOf
+) -> list[tuple[Address, Address]]:
+    """The facts whose goals claim what another fact will hold, each with that one."""
+    claimed: defaultdict[Claim, list[Draft]] = defaultdict(list)
+    for goal in sorted(goals.items(), key=_age, reverse=True):
+        draft = _draft(*goal)
+        for claim in claims(draft):
+            claimed[claim].append(draft)
+    now = time.time()
+    found: dict[tuple[Address, Address], None] = {}
+    for claim, claimants in claimed.items():
+        others = [(record.namespace, record.key) for record in reader.holders(claim, now)]
+        holders = [one for one in others if one not in goals] + [draft.address for draft in claimants]
+        for draft in claimants:
+            found |= dict.fromkeys((draft.address, holder) for holder in holders if not is_same(*holder, draft))
+    return list(found)
 
 
 def _since(seq: int, is_ours: Callable[[LogEntry], bool]) -> Callable[[LogEntry], bool]:
@@ -175,121 +244,26 @@ def _age(goal: tuple[Address, LogEntry | None]) -> int:
     return 0 if goal[1] is None else goal[1].seq
 
 
-class FactHistory:
-    """The versions of one fact, and which of them stand: those that nobody has undone."""
-
-    def __init__(self, newest_first: Iterable[LogEntry]) -> None:
-        self.versions: list[LogEntry] = []
-        self._newest_first = iter(newest_first)
-        self._entries: list[LogEntry] = []  # the versions, and where they expired
-        self._floor: float = inf  # no undo that was read reaches further back
-        self._overwriting: set[int] = set()
-        self._stands: frozenset[int] = frozenset()
-
-    def read(self, first: int) -> FactHistory:
-        """Read back to what the fact was before `first`, and at least twice as far as before."""
-        if self._floor < first:
-            return self
-        enough, known, lowest = 2 * len(self._entries), len(self.versions), self._floor
-        self._floor = -inf
-        for entry in self._newest_first:
-            self._entries.append(entry)
-            if is_expiry(entry):
-                continue
-            self.versions.append(entry)
-            if entry.undoes is not None:
-                lowest = min(lowest, entry.undoes)
-            elif entry.seq < first and entry.seq <= lowest and len(self._entries) >= enough:
-                self._floor = entry.seq
-                break
-        for place in reversed(range(known, len(self.versions))):
-            undo = self.versions[place]
-            if undo.undoes is not None and self.theirs(partial(_covers, undo), undo.undoes, place + 1) is not None:
-                self._overwriting.add(undo.seq)
-        self._stands = frozenset(entry.seq for entry in self.standing())
-        return self
-
-    def has(self, entry: LogEntry) -> bool:
-        """Whether an entry stands."""
-        return entry.seq in self.read(entry.seq)._stands
-
-    def standing(self, is_undone: Callable[[LogEntry], bool] = lambda _: False, start: int = 0) -> Iterator[LogEntry]:
-        """What stands of the versions from `start` on, newest first, if those `is_undone` had never been written."""
-        undos: list[LogEntry] = []
-        for entry in islice(self.versions, start, None):
-            if is_undone(entry) or any(self._takes_back(undo, entry) for undo in undos):
-                continue
-            if entry.undoes is None:
-                yield entry
-            else:
-                undos.append(entry)
-
-    def theirs(self, is_ours: Callable[[LogEntry], bool], first: int, start: int = 0) -> LogEntry | None:
-        """The version by which others have replaced what is ours since `first`, as of the version at `start`."""
-        if start == len(self.versions) or is_ours(self.versions[start]):
-            return None
-        latest = next(self.standing(start=start), None)  # where others have undone their own, that may be ours again
-        return None if latest is None or latest.seq <= first or is_ours(latest) else latest
-
-    def before(self, is_undone: Callable[[LogEntry], bool]) -> LogEntry | None:
-        """The version that a fact goes back to; None where that had expired before it was replaced."""
-        goal = next(self.standing(is_undone), None)
-        if goal is None or goal.ttl is None:
-            return goal
-        latest = next(entry for entry in self.versions if not is_undone(entry))
-        held = latest if latest.value == goal.value else goal  # an undo that brought it back gave it a life of its own
-        after = next((entry for entry in self._entries if entry.supersedes == held.version), None)
-        return None if after is not None and _begins_anew(after, held) else goal
-
-    def _takes_back(self, undo: LogEntry, entry: LogEntry) -> bool:
-        return _covers(undo, entry) or (_reaches(undo, entry) and undo.seq in self._overwriting)
-
-
-def _reaches(undo: LogEntry, entry: LogEntry) -> bool:
-    return undo.undoes is not None and undo.undoes < entry.seq < undo.commit_id
-
-
-def _covers(undo: LogEntry, entry: LogEntry) -> bool:
-    """Whether an undo was to take back an entry of the same fact, whoever has written it over since.
-
-    One that came with a checkpoint undoes what its thread wrote, any other what no graph wrote: of its thread, if it
-    names one.
-    """
-    if not _reaches(undo, entry):
-        return False
-    if undo.checkpoint_id is None and (entry.checkpoint_id is not None or undo.thread_id is None):
-        return entry.checkpoint_id is None
-    return undo.thread_id == entry.thread_id
-
-
-def _begins_anew(entry: LogEntry, held: LogEntry) -> bool:
-    """Whether what was held had expired when the next version came. Its age cannot say: reads prolong a life."""
-    return is_expiry(entry) or (entry.op == "put" and entry.undoes is None and entry.created_at != held.created_at)
-
-
-def is_expiry(entry: LogEntry) -> bool:
-    """Whether a fact was deleted because its time to live was over."""
-    return entry.op == "delete" and entry.reason == "ttl" and entry.thread_id is None
-
-
 def _add(undo: Undo, reader: Reader, address: Address, before: LogEntry | None, to: int, origin: Origin) -> None:
-    namespace, key = address
-    current = reader.item(namespace, key, now=0.0)
-    undo.current.append((namespace, key, None if current is None else current.version))
-    now = time.time()
+    current = reader.item(*address, now=0.0)
+    undo.current.append((*address, None if current is None else current.version))
+    draft = _draft(address, before, to, origin)
+    if draft.value is not None:
+        undo.restored.append(address)
+    elif current is not None:
+        undo.removed.append(address)
+    undo.drafts.append(draft)
+
+
+def _draft(address: Address, before: LogEntry | None, to: int = 0, origin: Origin = NOWHERE) -> Draft:
+    """The write that brings a version back, or none."""
     if before is None or before.value is None:
-        if current is not None:
-            undo.removed.append(address)
-        undo.drafts.append(Draft(new_version(), namespace, key, "delete", None, ts=now, origin=origin, undoes=to))
-        return
-    undo.restored.append(address)
-    undo.drafts.append(
-        Draft(
-            new_version(), namespace, key, "put", encode_value(before.value),
-            type=before.type, index=before.index, ttl=before.ttl, schema=before.schema,
-            schema_version=before.schema_version, ts=now, origin=origin, undoes=to,
-            created_at=None if before.created_at is None else before.created_at.timestamp(),
-        )
+        return Draft(new_version(), *address, "delete", None, origin=origin, undoes=to)
+    return Draft(
+        new_version(), *address, "put", encode_value(before.value),
+        type=before.type, index=before.index, ttl=before.ttl, schema=before.schema,
+        schema_version=before.schema_version, origin=origin, undoes=to,
+        created_at=None if before.created_at is None else before.created_at.timestamp(),
     )  # fmt: skip
 
 
@@ -319,7 +293,7 @@ def plan_commits(reader: Reader, request: RollbackRequest) -> RollbackPlan:
     else:
         raise RollbackError(f"the log goes from 0 to {last}; {to!r} is not in it")
     undo = plan_undo(
-        reader, undone, is_ours,
+        reader, undone, is_ours, claims=request.claims,
         thread_id=request.thread_id, on_conflict=request.on_conflict, origin=request.origin,
     )  # fmt: skip
     return undo.plan(steps, undone=last)

@@ -8,24 +8,30 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langgraph.graph import START, StateGraph
 from langgraph.store.base import PutOp
 from pydantic import BaseModel, ConfigDict
 
 sys.path.insert(0, str(Path(__file__).parent))
 from truth import check_settled, open_memory
 
-from langgraph_memstate import Constraint, Fact, MemoryStore
-from langgraph_memstate.errors import ConstraintError, MemStateError, SchemaError
+from langgraph_memstate import Constraint, Fact, MemoryStore, RollbackNode
+from langgraph_memstate.errors import ConstraintError, MemStateError, RollbackConflict, SchemaError
+from langgraph_memstate.facts import Origin
 
 
 class User(BaseModel):
     email: str | None = None
     name: str = ""
+
+
+class Counted(TypedDict):
+    n: int
 
 
 class Free(BaseModel):
@@ -357,6 +363,139 @@ def test_an_undo_goes_back_whatever_is_there_now(unique: MemoryStore) -> None:
     unique.commit(user("2", "a@x"), thread_id="t")
     unique.rollback(to=1)
     assert emails(unique) == {"1": "a@x"}
+
+
+@pytest.fixture
+def disputed(unique: MemoryStore) -> MemoryStore:
+    """`A` has given up an email, which `B` has taken for another user."""
+    unique.commit(user("1", "a@x"))
+    unique.commit([user("1", "b@x"), user("more", "m@x")], thread_id="A")
+    unique.commit(user("2", "z@x"))
+    unique.commit(user("2", "a@x"), thread_id="B")
+    return unique
+
+
+def test_an_undo_that_would_share_a_unique_value_is_a_conflict(disputed: MemoryStore) -> None:
+    before = disputed.log()
+    with pytest.raises(RollbackConflict, match="taken their value: user '1'") as caught:
+        disputed.rollback(1, thread_id="A")
+    assert disputed.log() == before
+    ours, theirs = (disputed.history("user", key)[-1].version for key in "12")
+    assert list(caught.value.conflicts) == [(("user",), "1", ours, theirs)]
+    disputed.rollback(1, thread_id="B")
+    disputed.rollback(1, thread_id="A")
+    assert emails(disputed) == {"1": "a@x", "2": "z@x"}
+
+
+def test_an_undo_that_would_share_a_unique_value_keeps_theirs(disputed: MemoryStore) -> None:
+    report = disputed.rollback(1, thread_id="A", on_conflict="keep")
+    assert (report.kept, report.removed) == (((("user",), "1"),), ((("user",), "more"),))
+    assert emails(disputed) == {"1": "b@x", "2": "a@x"}
+    for key in "12":
+        disputed.update("user", key, {"name": "N"})
+
+
+def test_an_undo_that_would_share_a_unique_value_takes_theirs_back(disputed: MemoryStore) -> None:
+    report = disputed.rollback(1, thread_id="A", on_conflict="overwrite")
+    assert emails(disputed) == {"1": "a@x", "2": "z@x"}
+    for key in "12":
+        disputed.update("user", key, {"name": "N"})
+    disputed.rollback(1)
+    disputed.rollback(1)
+    disputed.rollback(to=report.undone, thread_id="A")
+    assert emails(disputed) == {"1": "b@x", "2": "a@x", "more": "m@x"}
+
+
+def test_what_an_undo_keeps_may_be_in_the_way_of_more(unique: MemoryStore) -> None:
+    unique.commit([user("1", "a@x"), user("2", "b@x")])
+    unique.commit([user("1", "b@x"), user("2", "c@x")], thread_id="A")
+    unique.commit(user("3", "a@x"))
+    report = unique.rollback(1, thread_id="A", on_conflict="keep")
+    assert set(report.kept) == {(("user",), "1"), (("user",), "2")}
+    assert emails(unique) == {"1": "b@x", "2": "c@x", "3": "a@x"}
+
+
+def test_facts_that_exchanged_unique_values_go_back_together(unique: MemoryStore) -> None:
+    unique.commit([user("1", "a@x"), user("2", "b@x")])
+    unique.commit([user("1", "b@x"), user("2", "a@x")])
+    unique.rollback(1)
+    assert emails(unique) == {"1": "a@x", "2": "b@x"}
+
+
+@pytest.mark.parametrize("on_conflict", ["raise", "keep", "overwrite"])
+def test_of_two_facts_that_would_share_a_value_one_comes_back(unique: MemoryStore, on_conflict: Any) -> None:
+    unique.commit(user("1", "a@x"))
+    unique.commit(user("1", "b@x"), thread_id="A")
+    unique.commit(user("2", "a@x"), thread_id="B")
+    unique.commit(user("2", "c@x"), thread_id="A")
+    if on_conflict == "raise":
+        with pytest.raises(RollbackConflict):
+            unique.rollback(2, thread_id="A")
+        return
+    unique.rollback(2, thread_id="A", on_conflict=on_conflict)
+    assert emails(unique) == ({"1": "b@x", "2": "c@x"} if on_conflict == "keep" else {"2": "a@x"})  # the later one
+
+
+def test_a_fact_that_is_in_the_way_twice_is_taken_back_once(memory: MemoryStore) -> None:
+    memory.register_schema("user", User, Constraint(unique="email"))
+    memory.register_schema(("user",), User, Constraint(unique="name"))
+    memory.commit([user("1", "a@x", name="A"), user("2", "b@x", name="B"), user("3", "z@x", name="Z")])
+    memory.commit([user("1", "c@x", name="C"), user("2", "d@x", name="D")], thread_id="A")
+    memory.commit(user("3", "a@x", name="B"))
+    memory.rollback(1, thread_id="A", on_conflict="overwrite")
+    assert emails(memory) == {"1": "a@x", "2": "b@x", "3": "z@x"}
+
+
+@pytest.mark.parametrize("on_conflict", ["raise", "keep", "overwrite"])
+def test_a_rollback_node_minds_what_is_unique(unique: MemoryStore, on_conflict: Any) -> None:
+    def write(state: Counted) -> Counted:
+        unique.update("user", "1", {"email": "b@x"})
+        return {"n": 1}
+
+    unique.commit(user("1", "a@x"))
+    builder = StateGraph(Counted)
+    builder.add_node("write", write)
+    builder.add_node("back", RollbackNode(1, on_conflict=on_conflict))
+    builder.add_edge(START, "write")
+    builder.add_edge("write", "back")
+    graph = builder.compile(checkpointer=unique.checkpointer, store=unique.store, interrupt_before=["back"])
+    thread: Any = {"configurable": {"thread_id": "t"}}
+    graph.invoke({"n": 0}, thread, durability="sync")
+    unique.commit(user("2", "a@x"), thread_id="B")
+    if on_conflict == "raise":
+        with pytest.raises(RollbackConflict):
+            graph.invoke(None, thread, durability="sync")
+    else:
+        graph.invoke(None, thread, durability="sync")
+    assert emails(unique) == ({"1": "a@x"} if on_conflict == "overwrite" else {"1": "b@x", "2": "a@x"})
+
+
+def test_a_rival_that_comes_while_an_undo_is_on_its_way(unique: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    unique.commit(user("1", "a@x"))
+    unique.commit(user("1", "b@x"), thread_id="A")
+    commit = unique._outbox.commit
+
+    def late(*args: Any) -> None:
+        monkeypatch.setattr(unique._outbox, "commit", commit)
+        unique.commit(user("2", "a@x"), thread_id="B")
+        commit(*args)
+
+    monkeypatch.setattr(unique._outbox, "commit", late)
+    with pytest.raises(RollbackConflict):
+        unique.rollback(1, thread_id="A")
+    assert emails(unique) == {"1": "b@x", "2": "a@x"}
+
+
+@pytest.mark.parametrize("on_conflict", ["raise", "keep", "overwrite"])
+def test_a_replaced_singleton_comes_back_alone(single: MemoryStore, on_conflict: Any) -> None:
+    for key, thread in (("1", None), ("2", "A"), ("3", "B")):
+        single.write([single.draft_put(("user",), key, {"email": "a@x"}, origin=Origin(thread_id=thread))])
+    if on_conflict == "raise":
+        with pytest.raises(RollbackConflict):
+            single.rollback(1, thread_id="A")
+    else:
+        single.rollback(1, thread_id="A", on_conflict=on_conflict)
+    assert emails(single) == ({"1": "a@x"} if on_conflict == "overwrite" else {"3": "a@x"})
 
 
 # -- singletons -----------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ class MemStateCheckpointer(ThreadReader):
             if metadata.get("source") == "fork" and pregel.run_of(config) is None:
                 start = copied(reader, self.head_of, step, parent_id, checkpoint["channel_versions"])
             base = None if start is None else left_behind(reader, start)
-            return Undo() if base is None else rewind(reader, base, step)
+            return Undo() if base is None else rewind(reader, base, step, self.memory.claims_of)
 
     def _check_input(self, config: RunnableConfig, step: StepKey, checkpoint: Checkpoint) -> None:
         """Input is kept as it came, for the first step to hand out: what a channel would refuse then is refused now."""

@@ -8,13 +8,13 @@ from typing import Any, Literal
 from langgraph_memstate.facts import LogEntry, Origin
 from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.values import StepKey, StoredHead
-from langgraph_memstate.undo import Undo, plan_undo
+from langgraph_memstate.undo import ClaimsOf, Undo, plan_undo
 
 TimeTravel = Literal["keep", "rewind"]
 HeadOf = Callable[[StoredHead], Mapping[str, Any]]
 
 
-def rewind(reader: Reader, base: StoredHead, step: StepKey) -> Undo:
+def rewind(reader: Reader, base: StoredHead, step: StepKey, claims: ClaimsOf) -> Undo:
     """What takes memory back to `base` as far as its thread wrote it; what others have changed since stays theirs."""
     thread_id = base.step.thread_id
 
@@ -23,7 +23,7 @@ def rewind(reader: Reader, base: StoredHead, step: StepKey) -> Undo:
 
     return plan_undo(
         reader, reader.log(origin={"thread_id": thread_id}, after=base.seq), is_undone,
-        thread_id=thread_id, on_conflict="keep",
+        claims=claims, thread_id=thread_id, on_conflict="keep",
         origin=Origin(
             thread_id=thread_id, checkpoint_ns=step.checkpoint_ns, checkpoint_id=step.checkpoint_id, reason="rewind"
         ),

@@ -59,7 +59,7 @@ def plan_thread(reader: Reader, request: RollbackRequest) -> RollbackPlan | None
     origin = replace(request.origin, thread_id=thread_id, checkpoint_ns=_ROOT, checkpoint_id=new.checkpoint_id)
     undo = plan_undo(
         reader, reader.log(origin={"thread_id": thread_id}, after=to), is_undone,
-        thread_id=thread_id, on_conflict=request.on_conflict, origin=origin,
+        claims=request.claims, thread_id=thread_id, on_conflict=request.on_conflict, origin=origin,
     )  # fmt: skip
     return undo.plan(
         steps, head=new, undone=head.step.checkpoint_id, latest=(head.step, *latest), after=tuple(puts)

@@ -106,7 +106,7 @@ class RollbackNode:
             entries = reader.log(origin={"thread_id": task.thread_id}, after=target.seq, until=head.seq)
             undo = plan_undo(
                 reader, filter(is_undone, entries), is_undone,
-                thread_id=task.thread_id, on_conflict=self._on_conflict,
+                claims=memory.claims_of, thread_id=task.thread_id, on_conflict=self._on_conflict,
                 origin=Origin(thread_id=task.thread_id, reason="rollback"),
             )  # fmt: skip
         drafts = undo.drafts

@@ -83,7 +83,7 @@ class ThreadReader(BaseCheckpointSaver[str]):
             staged = [] if stored is None or not stored.writes else reader.staged(stored.step)
             latest = None if stored is None or not staged else reader.checkpoint(*stored.step[:2], None)
             base = left_behind(reader, stored.step) if self._rewinds and stored is not None else None
-            rewound = () if base is None else tuple(rewind(reader, base, base.step).drafts)
+            rewound = () if base is None else tuple(rewind(reader, base, base.step, self.memory.claims_of).drafts)
             (fetched,) = self._values.fetch(reader, self.serde, () if stored is None else (stored,)) or ({},)
         if stored is None:
             self._staging.begin(config, None, ())
