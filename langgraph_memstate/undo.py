@@ -174,7 +174,6 @@ def _refuse(changed: list[Conflict], taken: list[Conflict]) -> NoReturn:
         for namespace, key, ours, theirs in conflicts[:_SHOWN]
     )
     or_taken = ", or another fact has taken their value" if taken else ""
-    or_taken = ", or another fact has taken their value" if taken else ""
     raise RollbackConflict(
         f"{len(conflicts)} of the facts were changed by others since{or_taken}: {shown}. Nothing was undone; "
         "on_conflict='keep' leaves theirs, 'overwrite' takes them back too",
