@@ -7,7 +7,8 @@ marker there under `__no_writes__`, a channel that LangGraph skips when it appli
 
 A subgraph's tasks do not know the task they run inside of. As it enters a graph, in the context of whoever invokes it,
 LangGraph asks the store for its truth value (`Runtime.merge`), and a graph that checkpoints loads its checkpoint; at
-both moments `enter_graph` notes the invoking task.
+both moments `enter_graph` notes the invoking task. A function that another one called (functional API) knows the other
+by its own path, and finds its write set in the loop that schedules the calls.
 
 Where something is not as expected, `StagingError` is raised at the first write: nothing is guessed.
 """
