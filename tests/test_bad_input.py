@@ -279,6 +279,7 @@ SAVER_CALLS: dict[str, Call] = {
 FREE = {
     MemoryStore: {
         "open", "close", "aclose", "closed", "checkpointer", "store", "join_steps", "draft_put", "draft_delete",
+        "claims_of",
         "is_simple",
     },
     MemStateStore: {"from_conn_string", "setup", "stop_ttl_sweeper", "supports_ttl", "ttl_config"},
