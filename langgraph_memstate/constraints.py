@@ -7,8 +7,8 @@ graph step is checked against what its task sees, so that the node fails at its 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from langgraph_memstate.errors import ConstraintError
@@ -20,6 +20,7 @@ from langgraph_memstate.storage.base import Storage
 from langgraph_memstate.storage.checks import Old, address, is_same, refuse_change, refuse_claim
 from langgraph_memstate.storage.operations import CheckUnchanged, CheckUnique, Commit, Op
 from langgraph_memstate.storage.values import Claim
+from langgraph_memstate.undo import unrivalled
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +52,18 @@ def guarded(
     before: list[Op] = [current] if current.versions else []
     if patterns := _immutable(schemas):
         before.append(CheckUnchanged(tuple(kept), patterns))
-    after = [
-        CheckUnique(draft, claim, replaces)
-        for draft in _final(kept).values()
-        for claim, replaces in _claims(schemas, draft)
-    ]
-    after += (
-        CheckUnique(draft, claim, replaces=True)  # one that it did not know of has the undo planned anew
-        for draft in _final(kept).values()
-        if draft.undoes is not None
-        for claim in claims_of(schemas, draft)
-    )
+    final = _final(kept).values()
+    after = [CheckUnique(draft, claim, replaces) for draft in final for claim, replaces in _claims(schemas, draft)]
+    after += unrivalled((draft for draft in final if draft.undoes is not None), partial(claims_of, schemas))
     return Guarded(kept, tuple(before), tuple(after))
 
 
 def claims_of(schemas: SchemaRegistry, undo: Draft) -> list[Claim]:
     """What a fact must have for itself once it is back. What cannot be compared claims nothing: an undo is no error."""
-    claims = _claims(schemas, replace(undo, undoes=None))
-    found = []
-    with suppress(ConstraintError):
-        found += [claim for claim, _ in claims]
-    return found
+    try:
+        return [claim for claim, _ in _claims(schemas, replace(undo, undoes=None))]
+    except ConstraintError:
+        return []
 
 
 def admitted(schemas: SchemaRegistry, view: View, drafts: Sequence[Draft]) -> list[Draft]:

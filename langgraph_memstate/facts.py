@@ -259,19 +259,6 @@ def decode_value(text: str) -> dict[str, Any]:
     return value
 
 
-def merge_patch(target: Any, patch: Any) -> Any:
-    """What a patch makes of a JSON value: None removes a field, an object is merged, anything else replaces."""
-    if not isinstance(patch, Mapping):
-        return patch
-    merged = dict(target) if isinstance(target, Mapping) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = merge_patch(merged.get(name), value)
-    return merged
-
-
 # -- facts ----------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from langgraph_memstate.errors import Conflict, NotFoundError, RollbackConflict
 from langgraph_memstate.facts import Draft, Namespace, Origin, Record, encode_value, new_version
-from langgraph_memstate.reading import Address, View, applied, item_of
+from langgraph_memstate.merging import applied
+from langgraph_memstate.reading import Address, View, item_of
 from langgraph_memstate.schemas import SchemaRegistry
 from langgraph_memstate.standing import is_expiry
 from langgraph_memstate.storage.base import Reader

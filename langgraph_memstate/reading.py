@@ -6,23 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from langgraph_memstate.errors import FilterError, SchemaError
-from langgraph_memstate.facts import (
-    Draft,
-    Namespace,
-    Record,
-    decode_value,
-    encode_namespace,
-    encode_value,
-    merge_patch,
-    split_session,
-)
+from langgraph_memstate.facts import Draft, Namespace, Record, decode_value, encode_namespace, split_session
 from langgraph_memstate.filters import Condition, Filter
 from langgraph_memstate.index import VectorIndex, to_bytes, vector_id
+from langgraph_memstate.merging import applied
 from langgraph_memstate.moments import Moment
 from langgraph_memstate.schemas import SchemaRegistry
 from langgraph_memstate.search import Fits, Query, Scored, best, scan, semantic
@@ -254,24 +245,6 @@ def check_page(limit: object, offset: object) -> None:
     for name, number in (("limit", limit), ("offset", offset)):
         if not isinstance(number, int) or number < 0:
             raise FilterError(f"{name}={number!r} is not a number of results")
-
-
-def applied(schemas: SchemaRegistry, draft: Draft, record: Record) -> Draft:
-    """An update, made anew of the fact that it finds.
-
-    Raises:
-        SchemaError: what the patch makes of it is rejected by its schema.
-    """
-    assert draft.patch is not None
-    merged = merge_patch(decode_value(record.value), decode_value(draft.patch))
-    value, schema = schemas.validate(record.namespace, record.type, merged)
-    return replace(
-        draft,
-        value=encode_value(value),
-        type=record.type,
-        schema=None if schema is None else schema.name,
-        schema_version=None if schema is None else schema.version,
-    )
 
 
 def item_of(draft: Draft) -> Record | None:

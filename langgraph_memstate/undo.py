@@ -95,7 +95,6 @@ class Undo:
     removed: list[Address] = field(default_factory=list)
     kept: list[Address] = field(default_factory=list)
     current: list[tuple[Namespace, str, str | None]] = field(default_factory=list)
-    checks: list[CheckUnique] = field(default_factory=list)
 
     @property
     def expected(self) -> Commit:
@@ -105,6 +104,7 @@ class Undo:
     def plan(
         self,
         steps: int,
+        claims: ClaimsOf,
         *,
         head: StepKey | None = None,
         undone: str | int | None = None,
@@ -120,7 +120,8 @@ class Undo:
             None if head is None else head.checkpoint_id,
             undone,
         )
-        return RollbackPlan(tuple(self.drafts), (Expect(tuple(self.current), latest),), (*self.checks, *after), report)
+        checks = unrivalled(self.drafts, claims)
+        return RollbackPlan(tuple(self.drafts), (Expect(tuple(self.current), latest),), (*checks, *after), report)
 
 
 def plan_undo(
@@ -161,10 +162,12 @@ def plan_undo(
         _refuse(conflicts, taken)
     for address, before in sorted(goals.items(), key=_age):  # what was written later before is listed as later again
         _add(undo, reader, address, before, first[address] - 1, origin)
-    undo.checks += (
-        CheckUnique(draft, claim, replaces=True) for draft in undo.drafts for claim in claims(draft)
-    )  # a rival that comes meanwhile has the undo planned anew
     return undo
+
+
+def unrivalled(drafts: Iterable[Draft], claims: ClaimsOf) -> list[CheckUnique]:
+    """The checks after an undo: a rival that it did not know of has it planned anew."""
+    return [CheckUnique(draft, claim, replaces=True) for draft in drafts for claim in claims(draft)]
 
 
 def _refuse(changed: list[Conflict], taken: list[Conflict]) -> NoReturn:
@@ -295,7 +298,7 @@ def plan_commits(reader: Reader, request: RollbackRequest) -> RollbackPlan:
         reader, undone, is_ours, claims=request.claims,
         thread_id=request.thread_id, on_conflict=request.on_conflict, origin=request.origin,
     )  # fmt: skip
-    return undo.plan(steps, undone=last)
+    return undo.plan(steps, request.claims, undone=last)
 
 
 def _last_commits(reader: Reader, request: RollbackRequest, is_ours: Callable[[LogEntry], bool]) -> list[LogEntry]:

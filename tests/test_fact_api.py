@@ -29,7 +29,7 @@ from langgraph_memstate.errors import (
     SerializationError,
 )
 from langgraph_memstate.facts import Fact as SameFact
-from langgraph_memstate.facts import merge_patch
+from langgraph_memstate.merging import merge_patch
 
 WRITERS = 12
 

@@ -8,7 +8,7 @@ its memory writes share: a retry clears them, a failure drops them, the end of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from langgraph_memstate.facts import Draft
 from langgraph_memstate.graph import pregel
@@ -46,10 +46,10 @@ class Entry:
     order: int
     chain: tuple[RunningTask, ...]
     drafts: tuple[Draft, ...]
+    attempts: Mapping[str, int]
+    """by the task ids of those that called its task: how often each had been retried"""
     saved_level: int | None = None
     """the level of the chain whose finished task was saved with these writes: only its graph lands them"""
-    attempts: Mapping[str, int] = field(default_factory=dict)
-    """by the task ids of those that called its task: how often each had been retried"""
     is_kept: bool = False
     """its caller failed for good, and would find the result of the call when it runs again"""
 

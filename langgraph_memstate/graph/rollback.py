@@ -62,7 +62,7 @@ def plan_thread(reader: Reader, request: RollbackRequest) -> RollbackPlan | None
         claims=request.claims, thread_id=thread_id, on_conflict=request.on_conflict, origin=origin,
     )  # fmt: skip
     return undo.plan(
-        steps, head=new, undone=head.step.checkpoint_id, latest=(head.step, *latest), after=tuple(puts)
+        steps, request.claims, head=new, undone=head.step.checkpoint_id, latest=(head.step, *latest), after=tuple(puts)
     )  # fmt: skip
 
 

@@ -140,11 +140,9 @@ class Staging:
                 if loaded := run.loaded_by(one):
                     loaded.decide(True)
             origin = _origin(task)
-            entry = Entry(token, self._order, task.chain, tuple(_with_origin(draft, origin) for draft in drafts))
-            entry.attempts = {
-                caller.task_id: run.attempt(caller, token) for one in task.chain for caller in one.callers
-            }
-            run.entries[token] = entry
+            attempts = {caller.task_id: run.attempt(caller, token) for one in task.chain for caller in one.callers}
+            staged = tuple(_with_origin(draft, origin) for draft in drafts)
+            run.entries[token] = Entry(token, self._order, task.chain, staged, attempts)
             for one in task.chain:  # before another call of the same task looks for its marker
                 one.mark(token)
         return True
@@ -303,13 +301,15 @@ class Staging:
         dropped: dict[str, int] = {}
         with self._lock:
             run = self._runs.get(id(pregel.run_of(config)))
-            called = [] if run is None else [one for one in run.entries.values() if task_id in one.attempts]
+            if run is None:
+                return dropped
+            called = [one for one in run.entries.values() if task_id in one.attempts]
             first = min((entry.attempts[task_id] for entry in called), default=0)
             for entry in called:
                 level = entry.level(step.thread_id, step.checkpoint_ns)
                 if entry.attempts[task_id] == first or level is None:
                     entry.is_kept = True
-                elif run is not None:
+                else:
                     run.entries.pop(entry.token, None)
                     line: list[Caller | RunningTask] = [*entry.chain[level].callers, entry.chain[level]]
                     below = line[[one.task_id for one in line].index(task_id) + 1 :]
