@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
@@ -19,6 +20,9 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.store.base import GetOp, Op, PutOp, Result
 from pydantic import BaseModel
+
+sys.path.insert(0, str(Path(__file__).parent))
+from gate import Gate
 
 from langgraph_memstate import MemoryStore, MemStateCheckpointer, MemStateStore, SQLiteStorage
 from langgraph_memstate.errors import (
@@ -35,42 +39,32 @@ NOTES = ("notes",)
 TASKS = 50
 
 
-class Gate(SQLiteStorage):
-    """Notes how many commits each transaction has, holds them back until opened, and refuses what a test names."""
+class Refusing(Gate):
+    """Lets commits through from the first, but for what a test names."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.groups: list[int] = []
-        self.entered = threading.Event()
-        self.opened = threading.Event()
         self.opened.set()
         self.refusals: dict[str, BaseException] = {}
         """by key; each strikes once"""
 
-    def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
-        self.groups.append(len(commits))
-        self.entered.set()
-        assert self.opened.wait(30)
+    def land(self, commits: Sequence[Commit]) -> list[BaseException | None]:
         refused = [self._refusal(commit) for commit in commits]
-        outcomes = iter(super().apply([one for one, error in zip(commits, refused, strict=True) if error is None]))
+        outcomes = iter(super().land([one for one, error in zip(commits, refused, strict=True) if error is None]))
         return [next(outcomes) if error is None else error for error in refused]
 
     def _refusal(self, commit: Commit) -> BaseException | None:
         keys = [draft.key for op in commit if isinstance(op, Append) for draft in op.drafts]
         return next((self.refusals.pop(key) for key in keys if key in self.refusals), None)
 
-    def landed(self) -> list[str]:
-        with self.snapshot() as reader:
-            return [entry.key for entry in reader.log()]
+
+@pytest.fixture
+def gate(database: Path) -> Refusing:
+    return Refusing(database)
 
 
 @pytest.fixture
-def gate(database: Path) -> Gate:
-    return Gate(database)
-
-
-@pytest.fixture
-def memory(gate: Gate) -> Iterator[MemoryStore]:
+def memory(gate: Refusing) -> Iterator[MemoryStore]:
     with MemoryStore(gate) as opened:
         yield opened
         gate.opened.set()
@@ -104,7 +98,7 @@ async def started(call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
 # -- puts -----------------------------------------------------------------------------------------------
 
 
-async def test_puts_of_a_moment_are_commits_of_one_transaction(memory: MemoryStore, gate: Gate) -> None:
+async def test_puts_of_a_moment_are_commits_of_one_transaction(memory: MemoryStore, gate: Refusing) -> None:
     async with busy(memory):
         puts = [await started(memory.store.aput(NOTES, str(n), {"n": n})) for n in range(TASKS)]
     assert await at_once(puts) == [None] * TASKS
@@ -117,7 +111,7 @@ async def test_puts_of_a_moment_are_commits_of_one_transaction(memory: MemorySto
         assert item.value == {"n": n}
 
 
-async def test_a_burst_takes_several_transactions(memory: MemoryStore, gate: Gate) -> None:
+async def test_a_burst_takes_several_transactions(memory: MemoryStore, gate: Refusing) -> None:
     async with busy(memory):
         puts = [await started(memory.store.aput(NOTES, str(n), {})) for n in range(1000)]
     assert await at_once(puts) == [None] * 1000
@@ -138,7 +132,7 @@ async def test_each_batch_has_its_own_results(memory: MemoryStore) -> None:
     assert [None if item is None else item.value for item in found] == [{}, {"last": True}, {}, None]
 
 
-async def test_what_is_invalid_fails_alone(memory: MemoryStore, gate: Gate) -> None:
+async def test_what_is_invalid_fails_alone(memory: MemoryStore, gate: Refusing) -> None:
     puts = [memory.store.abatch([PutOp(NOTES, str(n), {"n": n})]) for n in range(10)]
     puts[3:3] = [memory.store.abatch([PutOp(("",), "k", {})]), memory.store.aput(NOTES, "k", {"set": {1}})]
     outcomes = await at_once(puts)
@@ -147,20 +141,20 @@ async def test_what_is_invalid_fails_alone(memory: MemoryStore, gate: Gate) -> N
     assert sorted(gate.landed()) == [str(n) for n in range(10)]
 
 
-async def test_a_commit_that_is_refused_fails_alone(memory: MemoryStore, gate: Gate) -> None:
+async def test_a_commit_that_is_refused_fails_alone(memory: MemoryStore, gate: Refusing) -> None:
     gate.refusals["4"] = DiskFullError("no space left")
     outcomes = await at_once(memory.store.aput(NOTES, str(n), {}) for n in range(10))
     assert [type(outcome) for outcome in outcomes] == [type(None)] * 4 + [DiskFullError] + [type(None)] * 5
     assert sorted(gate.landed()) == [str(n) for n in range(10) if n != 4]
 
 
-async def test_a_commit_that_lost_a_race_is_prepared_anew(memory: MemoryStore, gate: Gate) -> None:
+async def test_a_commit_that_lost_a_race_is_prepared_anew(memory: MemoryStore, gate: Refusing) -> None:
     gate.refusals["4"] = CommitRaced("somebody was faster")
     assert await at_once(memory.store.aput(NOTES, str(n), {}) for n in range(10)) == [None] * 10
     assert gate.landed()[-1] == "4"
 
 
-async def test_puts_of_a_task_land_in_their_order(memory: MemoryStore, gate: Gate) -> None:
+async def test_puts_of_a_task_land_in_their_order(memory: MemoryStore, gate: Refusing) -> None:
     async def write(task: int) -> None:
         for n in range(20):
             await memory.store.aput(NOTES, f"{task}.{n}", {})
@@ -182,7 +176,7 @@ async def test_the_last_put_of_a_key_in_the_log_is_what_is_read(memory: MemorySt
 # -- cancelled, closed ----------------------------------------------------------------------------------
 
 
-async def test_cancelling_one_that_is_collected_disturbs_no_other(memory: MemoryStore, gate: Gate) -> None:
+async def test_cancelling_one_that_is_collected_disturbs_no_other(memory: MemoryStore, gate: Refusing) -> None:
     async with busy(memory):
         puts = [await started(memory.store.aput(NOTES, key, {})) for key in "abc"]
         puts[1].cancel()
@@ -191,7 +185,7 @@ async def test_cancelling_one_that_is_collected_disturbs_no_other(memory: Memory
     assert gate.landed() == ["a", "b", "c"]
 
 
-async def test_cancelling_one_that_is_being_written_disturbs_no_other(memory: MemoryStore, gate: Gate) -> None:
+async def test_cancelling_one_that_is_being_written_disturbs_no_other(memory: MemoryStore, gate: Refusing) -> None:
     gate.opened.clear()
     async with busy(memory):
         puts = [await started(memory.store.aput(NOTES, key, {})) for key in "abc"]
@@ -205,7 +199,9 @@ async def test_cancelling_one_that_is_being_written_disturbs_no_other(memory: Me
     assert gate.groups == [3]
 
 
-async def test_what_is_being_written_when_the_memory_closes(memory: MemoryStore, gate: Gate, database: Path) -> None:
+async def test_what_is_being_written_when_the_memory_closes(
+    memory: MemoryStore, gate: Refusing, database: Path
+) -> None:
     gate.opened.clear()
     puts = [await started(memory.store.aput(NOTES, key, {})) for key in "ab"]
     assert await asyncio.to_thread(gate.entered.wait, 30)
@@ -238,7 +234,7 @@ async def closing(memory: MemoryStore, then: Callable[[], None]) -> None:
 # -- event loops ----------------------------------------------------------------------------------------
 
 
-def test_loops_of_several_threads(memory: MemoryStore, gate: Gate) -> None:
+def test_loops_of_several_threads(memory: MemoryStore, gate: Refusing) -> None:
     async def write(loop: int) -> list[Any]:
         return [
             outcome
@@ -252,7 +248,7 @@ def test_loops_of_several_threads(memory: MemoryStore, gate: Gate) -> None:
     assert len(set(gate.landed())) == 400
 
 
-def test_one_loop_after_another(memory: MemoryStore, gate: Gate) -> None:
+def test_one_loop_after_another(memory: MemoryStore, gate: Refusing) -> None:
     async def write(turn: int) -> weakref.ref[asyncio.AbstractEventLoop]:
         await at_once(memory.store.aput(NOTES, f"{turn}.{n}", {}) for n in range(10))
         return weakref.ref(asyncio.get_running_loop())
@@ -264,7 +260,7 @@ def test_one_loop_after_another(memory: MemoryStore, gate: Gate) -> None:
     assert [loop() for loop in loops] == [None] * 3
 
 
-def test_a_loop_that_is_closed_meanwhile(memory: MemoryStore, gate: Gate) -> None:
+def test_a_loop_that_is_closed_meanwhile(memory: MemoryStore, gate: Refusing) -> None:
     async def leave() -> weakref.ref[asyncio.AbstractEventLoop]:
         await started(memory.store.aput(NOTES, "before", {}))
         assert await asyncio.to_thread(gate.entered.wait, 30)
@@ -349,7 +345,7 @@ class Note(BaseModel):
     text: str
 
 
-async def test_what_is_more_than_a_commit_goes_its_own_way(memory: MemoryStore, gate: Gate) -> None:
+async def test_what_is_more_than_a_commit_goes_its_own_way(memory: MemoryStore, gate: Refusing) -> None:
     assert memory.is_simple
     async with memory.transaction():
         assert not memory.is_simple
@@ -376,7 +372,7 @@ async def test_an_index_embeds_puts_of_a_moment(database: Path) -> None:
     assert all(item.score is not None for item in found)
 
 
-async def test_a_schema_that_comes_meanwhile(memory: MemoryStore, gate: Gate) -> None:
+async def test_a_schema_that_comes_meanwhile(memory: MemoryStore, gate: Refusing) -> None:
     async with busy(memory):
         puts = [await started(memory.store.aput(NOTES, key, {"text": text})) for key, text in [("a", "a"), ("b", 5)]]
         memory.register_schema(NOTES, Note)
@@ -394,7 +390,7 @@ def saved(saver: MemStateCheckpointer) -> Any:
     return saver.put(thread, empty_checkpoint(), {"source": "loop", "step": 0}, {})
 
 
-async def test_writes_of_many_tasks(memory: MemoryStore, gate: Gate) -> None:
+async def test_writes_of_many_tasks(memory: MemoryStore, gate: Refusing) -> None:
     saver = memory.checkpointer
     config = saved(saver)
     gate.groups.clear()

@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from langgraph_memstate import SQLiteStorage
+sys.path.insert(0, str(Path(__file__).parent))
+from gate import Gate
+
 from langgraph_memstate.commit import Landing, Writer
 from langgraph_memstate.errors import FactRaced, StorageClosedError, StorageError
 from langgraph_memstate.facts import Draft, new_version
 from langgraph_memstate.storage.operations import Append, Commit, Expect, PutWrites
 from langgraph_memstate.storage.values import Blob, StepKey, WriteRow
-
-
-class Gate(SQLiteStorage):
-    """Holds groups of commits back until it is opened, and does to each what a test wants first."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.groups: list[int] = []
-        self.entered = threading.Event()
-        self.opened = threading.Event()
-        self.strike: Callable[[], None] = lambda: None
-
-    def apply(self, commits: Sequence[Commit]) -> list[BaseException | None]:
-        self.groups.append(len(commits))
-        self.entered.set()
-        assert self.opened.wait(30)
-        self.strike()
-        return super().apply(commits)
-
-    def landed(self) -> list[str]:
-        with self.snapshot() as reader:
-            return [entry.key for entry in reader.log()]
-
-    def commit_ids(self) -> list[int]:
-        """The commits by which the log's entries came."""
-        with self.snapshot() as reader:
-            return [entry.commit_id for entry in reader.log()]
 
 
 @pytest.fixture

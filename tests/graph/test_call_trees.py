@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,14 +22,12 @@ from hypothesis import strategies as st
 from langgraph.func import entrypoint, task
 from langgraph.types import Command, interrupt
 
+sys.path.insert(0, str(Path(__file__).parent))
+from small import NOTES, Trouble
+
 from langgraph_memstate import MemoryStore, MemStateCheckpointer
 
-NOTES = ("notes",)
 THREAD: dict[str, Any] = {"configurable": {"thread_id": "t"}, "max_concurrency": 64}
-
-
-class Trouble(RuntimeError):
-    """What a function fails with."""
 
 
 class Late(MemStateCheckpointer):

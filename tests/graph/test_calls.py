@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import operator
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
 import pytest
 from langgraph.cache.memory import InMemoryCache
@@ -17,21 +17,11 @@ from langgraph.func import entrypoint, task
 from langgraph.graph import START, StateGraph
 from langgraph.types import CachePolicy, RetryPolicy
 
+sys.path.insert(0, str(Path(__file__).parent))
+from small import DURABILITIES, NOTES, THREAD, State, Trouble
+
 from langgraph_memstate import MemoryStore, MemStateCheckpointer
 from langgraph_memstate.errors import CorruptRowError
-
-NOTES = ("notes",)
-THREAD: dict[str, Any] = {"configurable": {"thread_id": "t"}}
-DURABILITIES = ("sync", "async", "exit")
-
-
-class State(TypedDict, total=False):
-    log: Annotated[list[str], operator.add]
-
-
-class Trouble(RuntimeError):
-    """What a function fails with."""
-
 
 RETRIED = RetryPolicy(initial_interval=0.001, jitter=False, retry_on=Trouble, max_attempts=3)
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import operator
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
 import pytest
 from langgraph.graph import START, StateGraph
 from langgraph.store.base import BaseStore
 
+sys.path.insert(0, str(Path(__file__).parent))
+from small import NOTES, THREAD, State
+
 from langgraph_memstate import MemoryStore, MemStateCheckpointer
-
-NOTES = ("notes",)
-THREAD: dict[str, Any] = {"configurable": {"thread_id": "t"}}
-
-
-class State(TypedDict, total=False):
-    log: Annotated[list[str], operator.add]
 
 
 class Late(MemStateCheckpointer):

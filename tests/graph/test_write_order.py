@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import operator
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
 import pytest
 from langgraph.func import entrypoint, task
 from langgraph.graph import START, StateGraph
 from langgraph.store.base import BaseStore
 
+sys.path.insert(0, str(Path(__file__).parent))
+from small import DURABILITIES, NOTES, THREAD, State, Trouble
+
 from langgraph_memstate import Fact, MemoryStore, MemStateCheckpointer
-
-NOTES = ("notes",)
-THREAD: dict[str, Any] = {"configurable": {"thread_id": "t"}}
-DURABILITIES = ("sync", "async", "exit")
-
-
-class State(TypedDict, total=False):
-    log: Annotated[list[str], operator.add]
-
-
-class Trouble(RuntimeError):
-    """What a node fails with."""
 
 
 class Late(MemStateCheckpointer):
@@ -196,8 +187,9 @@ def test_a_node_with_a_timeout_reads_what_a_resumed_step_had_done(memory: Memory
     assert asyncio.run(runs())["log"] == ["us"]
 
 
-@pytest.mark.parametrize("durability", DURABILITIES)
-def test_a_task_that_calls_another_has_the_last_word(memory: MemoryStore, durability: Any) -> None:
+def calling(memory: MemoryStore) -> Any:
+    """A function that writes before and after it calls one that writes."""
+
     @task
     def deeper() -> None:
         puts(memory, "deeper")
@@ -207,6 +199,13 @@ def test_a_task_that_calls_another_has_the_last_word(memory: MemoryStore, durabi
         puts(memory, "call")
         deeper().result()
         puts(memory, "call again")
+
+    return call
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_a_task_that_calls_another_has_the_last_word(memory: MemoryStore, durability: Any) -> None:
+    call = calling(memory)
 
     @entrypoint(checkpointer=memory.checkpointer, store=memory.store)
     def flow(_: int) -> list[str]:
@@ -247,15 +246,7 @@ def test_a_call_that_is_not_run_again_comes_before_what_is(memory: MemoryStore, 
 def test_calls_keep_their_order_over_a_resume(memory: MemoryStore, durability: Any) -> None:
     broken = [True]
 
-    @task
-    def deeper() -> None:
-        puts(memory, "deeper")
-
-    @task
-    def call() -> None:
-        puts(memory, "call")
-        deeper().result()
-        puts(memory, "call again")
+    call = calling(memory)
 
     @entrypoint(checkpointer=memory.checkpointer, store=memory.store)
     def flow(_: int) -> str:
