@@ -109,7 +109,8 @@ class Hindsight(OpenedMemory):
         With `thread_id`, a step is a checkpoint of the thread, a turn an invocation of its graph, and `to` a
         checkpoint. The state of the target becomes the thread's head, as a new checkpoint, and memory is again what
         the thread had left there. Without, a step is a commit that no graph made, and `to` a sequence of the log. A
-        rollback can be undone as well: ``rollback(to=report.undone)``. No run of the thread may be under way.
+        rollback can be undone as well: ``rollback(to=report.undone)``. No run of the thread may be under way. A turn
+        goes on when it is resumed, but with ``durability="exit"``, where several steps after an answer are their own.
 
         What is undone already is passed over, whoever undid it. A fact that comes back has its time to live from now
         on; one that had expired before it was replaced stays absent.
@@ -117,8 +118,9 @@ class Hindsight(OpenedMemory):
         Args:
             on_conflict: what becomes of a fact that others have changed since: ``"raise"``, ``"keep"`` theirs, or
                 ``"overwrite"`` it with the version before ours. A change that has been undone is none; what another
-                fact has taken that is unique (see `Constraint`) is one, and is overwritten there. A commit that others
-                have changed whole is not counted with ``"keep"``.
+                fact has taken that is unique (see `Constraint`) is one, and is overwritten there: should that delete
+                it, undoing the rollback may bring back another version of it. A commit that others have changed whole
+                is not counted with ``"keep"``.
 
         Raises:
             RollbackConflict, RollbackError, UnknownMomentError: nothing changed.

@@ -215,6 +215,25 @@ def test_a_turn_that_was_cut_is_resumed(memory: MemoryStore) -> None:
     assert seen(memory, graph) == done
 
 
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+def test_a_turn_goes_on_when_it_is_resumed_unless_it_saves_at_exit(memory: MemoryStore, durability: Any) -> None:
+    builder = StateGraph(State)
+    builder.add_node("ask", lambda state: {"last": interrupt("well?")})
+    for name in ("hear", "say"):
+        builder.add_node(name, lambda state, name=name: {"log": [name]})
+    builder.add_edge(START, "ask").add_edge("ask", "hear").add_edge("hear", "say")
+    graph = builder.compile(checkpointer=memory.checkpointer)
+    for n in range(2):
+        graph.invoke({"log": [f"in {n}"]}, T, durability=durability)
+        graph.invoke(Command(resume=f"yes {n}"), T, durability=durability)
+    memory.rollback(turns=1, thread_id="t")
+    state = graph.get_state(T)
+    if durability == "exit":
+        assert (state.values["log"][-1], state.next) == ("in 1", ("ask",))
+    else:
+        assert (state.values["log"], state.next) == (["in 0", "hear", "say"], ())
+
+
 def test_a_rollback_is_taken_back(memory: MemoryStore) -> None:
     graph = agent(memory)
     turns(graph, 3)
