@@ -789,14 +789,14 @@ hook = ChromaSyncHook(path=sys.argv[1])
 assert hook.open(SPEC) is IndexState.EMPTY
 hook.reset(SPEC)
 hook.apply(records(int(sys.argv[2])), [])
-upsert, calls = chromadb.Collection.upsert, []
+add, calls = chromadb.Collection.add, []
 def dying(*args, **kwargs):
-    upsert(*args, **kwargs)
+    add(*args, **kwargs)
     calls.append(1)
     if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[3] == "during":
-    chromadb.Collection.upsert = dying
+    chromadb.Collection.add = dying
     hook.apply(records(150), [])
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -807,7 +807,7 @@ def killed(folder: Path, count: int, when: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-def test_killed_in_an_upsert(folder: Path, in_folder: MakeHook) -> None:
+def test_killed_in_a_write(folder: Path, in_folder: MakeHook) -> None:
     killed(folder, 10, "during")
     for _ in range(2):  # as long as it is not rebuilt
         hook = in_folder()
@@ -930,7 +930,7 @@ def test_a_write_that_fails_half_way(
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(chromadb.Collection, "upsert", fails)
+        patch.setattr(chromadb.Collection, "add", fails)
         with pytest.raises(type(failure)):
             hook.apply([record("x")], [])
     hook.apply([record("y")], [])  # a later success proves nothing about the first
@@ -957,7 +957,7 @@ def test_a_marker_lies_there_during_a_write_only(
 
         return call
 
-    for method in ("upsert", "delete"):
+    for method in ("add", "delete"):
         monkeypatch.setattr(chromadb.Collection, method, watching(getattr(chromadb.Collection, method)))
     hook.apply(many(60), ["r1"])
     assert seen == [[f"INFLIGHT-{collection_id(hook)}"]] * 3

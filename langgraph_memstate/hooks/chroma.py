@@ -304,7 +304,8 @@ class ChromaSyncHook(SyncHook):
         with self._in_flight(collection):
             for batch in self._batches(records):
                 documents = [record.document for record in batch]
-                collection.upsert(
+                # Not `upsert`: what is there is the same, and HNSW loses its neighbours when it is put in again.
+                collection.add(
                     ids=[record.id for record in batch],
                     embeddings=np.stack([record.vector for record in batch]),
                     metadatas=[self._record_metadata(record) for record in batch],

@@ -76,6 +76,17 @@ class HookCalls(HookMaking):
         assert sorted(hook.ids()) == sorted(ids_of("ac"))
         assert hook.count() == 2
 
+    def test_applying_again_hides_no_vector(self, hook: SyncHook) -> None:
+        """A graph loses its way between groups of equal vectors where some are put in their places once more."""
+        records = [record(n, axis(1, 2 + n // 20 % 6, 0.3) if n % 20 == 0 else axis(0)) for n in range(200)]
+        apply_all(hook, records)
+        for start in range(5):
+            assert len(hook.query(axis(0), 200)) == 200
+            hook.apply(records[start::20], [])
+        assert len(hook.query(axis(0), 200)) == 200
+        for odd in records[::20]:
+            assert odd.id in hook.query(odd.vector, 10)
+
     def test_an_upsert_and_a_delete_of_one_id_leave_nothing(self, hook: SyncHook) -> None:
         hook.apply([record("a")], ids_of("a"))
         assert list(hook.ids()) == []
