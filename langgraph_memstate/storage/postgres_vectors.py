@@ -296,9 +296,11 @@ def _near(conn: Connection, place: Place, extension: str, question: Nearest) -> 
 
 
 def _set_search(conn: Connection, count: int) -> None:
+    """How this transaction searches. A plan for any namespace would take few vectors to be in it, and scan them all."""
     run(
         conn,
-        "SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.ef_search', %s, true)",
+        "SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.ef_search', %s, true), "
+        "set_config('plan_cache_mode', 'force_custom_plan', true)",
         str(min(max(_EF_SEARCH, 2 * count), _MOST_EF_SEARCH)),
     )
 

@@ -66,9 +66,18 @@ def run(session: Session) -> list[Row]:
 
 
 def searched(
-    session: Session, stack: ExitStack, case: str, contenders: Iterable[tuple[str, str, Any]], vectors: Vectors
+    session: Session,
+    stack: ExitStack,
+    case: str,
+    contenders: Iterable[tuple[str, str, Any]],
+    vectors: Vectors,
+    settle: Callable[[], None] = lambda: None,
 ) -> list[Row]:
-    """Every question to stores that hold all vectors. `contenders`: names, journals, and what opens them."""
+    """Every question to stores that hold all vectors.
+
+    `contenders`: names, journals, and what opens them. `settle`: what a server does by itself some time after it was
+    filled.
+    """
     count = len(vectors.rows)
     stores: dict[str, Any] = {}
     journals: dict[str, str] = {}
@@ -80,6 +89,7 @@ def searched(
         stores[name] = stack.enter_context(opening)
         _fill(stores[name], count)
         built[name] = time.perf_counter() - start
+    settle()
     rows = []
     calls, rounds = (1, 5) if count > 10_000 else (4, session.pick(10, 3))
     for question in QUESTIONS:
