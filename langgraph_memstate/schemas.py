@@ -99,6 +99,20 @@ class Schema:
         written = self.written_under(record)
         return written < self.version and (written > 0 or 0 in self.upcast)
 
+    def read(self, value: Mapping[str, Any]) -> BaseModel:
+        """The value as the model, by the names of fields or their aliases: what was stored has names.
+
+        JSON is read as JSON, in which a date is a text to a strict model too; what is none as Python objects.
+
+        Raises:
+            ValidationError: the model rejects it.
+        """
+        try:
+            text = encode_value(value)
+        except SerializationError:
+            return self.model.model_validate(value, by_alias=True, by_name=True)
+        return self.model.model_validate_json(text, by_alias=True, by_name=True)
+
     def upcasted(self, record: Record) -> str:
         """The value of an old row in the present shape, as JSON text.
 
@@ -109,7 +123,7 @@ class Schema:
         for version in range(self.written_under(record), self.version):
             if version in self.upcast:
                 value = self.upcast[version](dict(value))
-        return encode_value(self.model.model_validate(value).model_dump(mode="json"))
+        return encode_value(self.read(value).model_dump(mode="json"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +207,7 @@ class SchemaRegistry:
             return value, None
         where = "/".join(namespace)
         try:
-            validated = schema.model.model_validate(value)
+            validated = schema.read(value)
         except ValidationError as error:
             output = shown(value)
             raise SchemaError(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langgraph.store.base import PutOp
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from langgraph_memstate import Constraint, Fact, MemoryStore
 from langgraph_memstate.errors import NamespaceError, SchemaError, SerializationError
@@ -382,6 +383,29 @@ def test_a_model_that_is_not_json(memory: MemoryStore) -> None:
 
     with pytest.raises(SerializationError):
         memory.commit_model(Odd(value=object()))
+
+
+class Strict(BaseModel):
+    """Its fields are stored by other names and types than it takes by default."""
+
+    model_config = ConfigDict(strict=True)
+
+    born: date = Field(alias="dateOfBirth")
+    name: str = Field("", alias="fullName")
+
+
+@pytest.mark.parametrize("born", [date(1815, 12, 10), "1815-12-10"])
+def test_what_is_stored_can_be_written_again(memory: MemoryStore, born: Any) -> None:
+    memory.register_schema("person", Strict)
+    memory.commit(Fact("person", {"dateOfBirth": born}, id="1"))
+    memory.update("person", "1", {"name": "Ada"})
+    memory.update("person", "1", {"fullName": "Ada King"})
+    fact = memory.get("person", "1")
+    assert fact is not None
+    assert memory.commit(fact).payload == {"born": "1815-12-10", "name": "Ada King"}
+    assert memory.commit_model(Strict(dateOfBirth=date(1815, 12, 10))).payload == {"born": "1815-12-10", "name": ""}
+    memory.register_schema("person", Strict, version=2)
+    assert memory.check_schemas() == []
 
 
 def test_the_public_name_is_a_value() -> None:
