@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 from langchain_core.messages import BaseMessage
 from langgraph.channels.base import BaseChannel
 from langgraph.errors import EmptyChannelError
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
 
 from langgraph_memstate.errors import SchemaError
 from langgraph_memstate.graph import pregel
@@ -79,6 +79,8 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
             raise SchemaError(f"merge is 'replace', 'update' or a function, not {merge!r}")
         if merge == "update" and self.is_list:
             raise SchemaError("merge='update' sets fields of a model; a list takes key=… to replace items")
+        if merge == "update" and issubclass(model, RootModel):
+            raise SchemaError("merge='update' sets fields of a model, and a RootModel has none")
         if key is not None and (not self.is_list or merge != "replace" or key not in model.model_fields):
             raise SchemaError(f"key={key!r} is a field of the items of a list, and a way to merge of its own")
         self.model: type[BaseModel] = model
@@ -300,7 +302,8 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
                 return self._adapter.validate_json(text, by_alias=True, by_name=True)
             content = copy.deepcopy(content)
             for instance in _instances(content):
-                type(instance).__pydantic_validator__.validate_python(_fields(instance), by_alias=True, by_name=True)
+                given = instance.root if isinstance(instance, RootModel) else _fields(instance)
+                type(instance).__pydantic_validator__.validate_python(given, by_alias=True, by_name=True)
             return self._adapter.validate_python(content, by_alias=True, by_name=True)
         except ValidationError as error:
             raise _Unusable("; ".join(faults(error)), fields_at_fault(error)) from error
@@ -329,7 +332,13 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
 
 
 def _fields(model: BaseModel) -> dict[str, Any]:
-    stored = {name: value for name, value in model.__dict__.items() if name in type(model).model_fields}
+    """The fields that make the model again. A default that was not given is not validated (`name: str = None`)."""
+    known, given = type(model).model_fields, model.model_fields_set
+    stored = {
+        name: value
+        for name, value in model.__dict__.items()
+        if name in known and (name in given or value is not known[name].default)
+    }
     return {**stored, **(model.__pydantic_extra__ or {})}
 
 

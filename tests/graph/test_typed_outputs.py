@@ -12,7 +12,7 @@ import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langgraph.errors import EmptyChannelError
 from langgraph.types import Overwrite
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr, field_validator
 
 from langgraph_memstate import TypedReducer
 from langgraph_memstate.errors import SchemaError
@@ -256,6 +256,39 @@ def test_a_model_changed_in_place_is_validated_again() -> None:
     assert holder.get() == Profile(name="Ann", age=3)
 
 
+class Tags(RootModel[list[str]]):
+    pass
+
+
+def test_an_instance_of_a_root_model() -> None:
+    class Tagged(BaseModel):
+        tags: Tags
+
+    for schema, value in ((Tags, Tags(["a"])), (Tagged, Tagged(tags=Tags(["a"])))):
+        holder = channel(schema)
+        holder.update([value])
+        assert holder.get() == value
+    changed = Tags(["a"])
+    changed.root.append(5)  # type: ignore[arg-type]
+    with pytest.raises(SchemaError, match="Input should be a valid string"):
+        channel(Tags).update([changed])
+
+
+@pytest.mark.parametrize("merge", ["replace", "update"])
+def test_a_default_that_is_not_of_its_type(merge: Any) -> None:
+    class Loose(BaseModel):
+        name: str = None  # type: ignore[assignment]
+        age: int = 0
+
+    holder = channel(Loose, merge=merge)
+    for output in ({"age": 3}, Loose(age=3), Loose(age=4), {"age": 4}):
+        holder.update([output])
+    assert holder.get() == Loose(age=4)
+    assert holder.get().model_fields_set == {"age"}
+    with pytest.raises(SchemaError, match="name: Input should be a valid string"):
+        holder.update([{"name": None}])
+
+
 # -- how much work a text makes -------------------------------------------------------------------
 
 
@@ -404,6 +437,7 @@ Make = Callable[[], Any]
         (lambda: TypedReducer(list[int]), "holds a Pydantic model"),
         (lambda: TypedReducer(Profile, merge="append"), "merge is 'replace'"),  # type: ignore[arg-type]
         (lambda: TypedReducer(list[Profile], merge="update"), "a list takes key="),
+        (lambda: TypedReducer(Tags, merge="update"), "a RootModel has none"),
         (lambda: TypedReducer(Profile, key="name"), "items of a list"),
         (lambda: TypedReducer(list[Profile], key="nickname"), "items of a list"),
     ],
