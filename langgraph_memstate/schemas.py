@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from langgraph_memstate.errors import MemStateError, NamespaceError, SchemaError, SerializationError
+from langgraph_memstate.errors import MemStateError, SchemaError, SerializationError
 from langgraph_memstate.facts import (
     Namespace,
     Pattern,
@@ -165,10 +165,8 @@ class SchemaRegistry:
     ) -> None:
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             raise SchemaError(f"a schema is a Pydantic model class, not {model!r}", where=str(pattern))
-        labels: Pattern = pattern if isinstance(pattern, str) else tuple(pattern)
-        if not labels or not all(isinstance(label, str) and label for label in labels):
-            raise NamespaceError(f"{pattern!r} is neither a fact type nor a namespace pattern")
-        check_namespace(labels)
+        namespace = check_namespace(pattern)
+        labels: Pattern = pattern if isinstance(pattern, str) else namespace
         schema = Schema(labels, model, _checked(constraint, model), version, _checked_upcast(version, upcast))
         with self._lock:
             self._schemas.pop(labels, None)

@@ -338,8 +338,10 @@ def test_an_upcaster_is_of_a_version_before(memory: MemoryStore, upcast: Any) ->
 
 
 def test_a_pattern_is_a_namespace_that_can_be_stored(memory: MemoryStore) -> None:
-    with pytest.raises(NamespaceError):
-        memory.register_schema("\ud800", First)
+    patterns: list[Any] = ["\ud800", "", (), None, 5, ("a", 5)]
+    for pattern in patterns:
+        with pytest.raises(NamespaceError):
+            memory.register_schema(pattern, First)
 
 
 # -- models as facts ------------------------------------------------------------------------------
