@@ -102,11 +102,14 @@ class Schema:
     def read(self, value: Mapping[str, Any]) -> BaseModel:
         """The value as the model, by the names of fields or their aliases: what was stored has names.
 
-        JSON is read as JSON, in which a date is a text to a strict model too; what is none as Python objects.
+        JSON is read as JSON, in which a date is a text to a strict model too; what is none as Python objects. Computed
+        fields, which are stored as well, are computed anew.
 
         Raises:
             ValidationError: the model rejects it.
         """
+        if self.model.model_computed_fields and isinstance(value, Mapping):
+            value = {name: one for name, one in value.items() if name not in self.model.model_computed_fields}
         try:
             text = encode_value(value)
         except SerializationError:
