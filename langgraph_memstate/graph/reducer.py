@@ -255,11 +255,22 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
         takes_any = not named or self.model.model_config.get("extra") == "allow"
         if not takes_any and named.keys().isdisjoint(self.model.model_fields):
             raise _Unusable(f"it names none of the fields {', '.join(self.model.model_fields)}")
+        if is_json and isinstance(value, BaseModel) and self.model.model_config.get("strict"):
+            named = self._decoded(value, named)
         before = _fields(value) if isinstance(value, BaseModel) else value if isinstance(value, Mapping) else {}
         merged = self._valid({**before, **named}, is_json=False)
         if isinstance(value, BaseModel):
             merged.model_fields_set.intersection_update(value.model_fields_set | named.keys())
         return merged
+
+    def _decoded(self, value: BaseModel, named: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Fields that came as JSON as the objects that a strict model wants: a date is a text there."""
+        try:
+            others = value.model_dump(mode="json", by_alias=False, round_trip=True)
+        except ValueError as error:
+            raise _Unusable(f"the value it updates is no JSON: {error}") from error
+        whole = self._valid({**others, **named}, is_json=True)
+        return {name: getattr(whole, name, content) for name, content in named.items()}
 
     # -- validation ---------------------------------------------------------------------------------
 

@@ -363,6 +363,26 @@ def test_a_strict_model_reads_dates_from_json() -> None:
         channel(Strict).update([{"born": "1990-02-28", "kind": Diet.ANY}])
 
 
+@pytest.mark.parametrize("update", ['{"dateOfBirth": "1815-12-10", "langs": ["en"]}', calls({"born": "1815-12-10"})])
+def test_a_strict_model_is_updated_from_json(update: Any) -> None:
+    class Profile(BaseModel):
+        model_config = ConfigDict(strict=True)
+
+        name: str
+        key: SecretStr = SecretStr("")
+        born: date | None = Field(None, alias="dateOfBirth")
+        langs: set[str] = {"en"}
+
+    holder = channel(Profile, merge="update")
+    holder.update([{"name": "Ada", "key": SecretStr("secret"), "langs": {"en"}}])
+    holder.update([update])
+    assert holder.get().born == date(1815, 12, 10)
+    assert (holder.get().langs, holder.get().key.get_secret_value()) == ({"en"}, "secret")
+    for wrong in ('{"name": 5}', '{"born": "soon"}'):
+        with pytest.raises(SchemaError, match="Input should be a valid"):
+            holder.update([wrong])
+
+
 def test_a_model_with_secrets_private_state_and_aliases() -> None:
     class Account(BaseModel):
         user_name: str = Field(alias="userName")
