@@ -11,6 +11,7 @@ import re
 import reprlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,8 +103,8 @@ class Schema:
     def read(self, value: Mapping[str, Any]) -> BaseModel:
         """The value as the model, by the names of fields or their aliases: what was stored has names.
 
-        JSON is read as JSON, in which a date is a text to a strict model too; what is none as Python objects. Computed
-        fields, which are stored as well, are computed anew.
+        What is refused as Python objects may be right as JSON, in which a date is a text to a strict model too.
+        Computed fields, which are stored as well, are computed anew.
 
         Raises:
             ValidationError: the model rejects it.
@@ -111,10 +112,11 @@ class Schema:
         if self.model.model_computed_fields and isinstance(value, Mapping):
             value = {name: one for name, one in value.items() if name not in self.model.model_computed_fields}
         try:
-            text = encode_value(value)
-        except SerializationError:
             return self.model.model_validate(value, by_alias=True, by_name=True)
-        return self.model.model_validate_json(text, by_alias=True, by_name=True)
+        except ValidationError:
+            with suppress(SerializationError):
+                return self.model.model_validate_json(encode_value(value), by_alias=True, by_name=True)
+            raise
 
     def upcasted(self, record: Record) -> str:
         """The value of an old row in the present shape, as JSON text.

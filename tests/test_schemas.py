@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -414,6 +414,16 @@ def test_what_is_stored_can_be_written_again(memory: MemoryStore, born: Any) -> 
     assert stored[again.id] == {"born": "1815-12-10", "name": "Bob", "initial": "B"}
     memory.register_schema("person", Strict, version=2)
     assert memory.check_schemas() == []
+
+
+def test_a_text_that_a_model_takes_stays_one(memory: MemoryStore) -> None:
+    class Event(BaseModel):
+        when: datetime | str
+
+    memory.register_schema("event", Event)
+    for when in ("12", "1815-12-10"):
+        fact = memory.commit_model(Event(when=when))
+        assert memory.update("event", fact.id, {}).payload == {"when": when}
 
 
 def test_the_public_name_is_a_value() -> None:
