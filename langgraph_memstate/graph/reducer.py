@@ -51,6 +51,9 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
     value however writes are merged, and ``Overwrite(None)`` takes it away. Readers get a copy of the value, so changing
     it in place changes nothing.
 
+    An instance is validated again, since it may have been changed in place, and so is every field by ``"update"``: the
+    validators of a model have to take what they returned, and to leave it as it is.
+
     A stored value that its class does not accept any more is handed out as it is stored, with a warning in the log: the
     thread goes on, and the next write has to be valid.
 
