@@ -16,7 +16,8 @@ Copies a whole memory from SRC to DST, a new one: threads with all their checkpo
 current memories, embeddings and what waits to be done. Sequences, versions and times stay, so
 that history, as_of and rollback answer in the copy as in the source.
 
-SRC and DST are each a path, sqlite:///path or postgresql://user@host/database.
+SRC and DST are each a path, sqlite:///path, postgresql://user@host/database or
+redis://host:port/0?name=agents.
 
 SRC is read in one snapshot and not changed. Who writes to it is not held up, but what is
 written after the beginning is not in the copy: stop the application first. DST cannot be
@@ -46,7 +47,7 @@ Report = Callable[[str, int, int], object]
 def add_commands(commands: Any) -> None:
     """Add the two to the subparsers of a parser; each puts what runs it into `run`."""
     for name, about, summary, run in (
-        ("migrate", _MIGRATE, "copy a memory into another database, SQLite or PostgreSQL", _migrate),
+        ("migrate", _MIGRATE, "copy a memory into another database: SQLite, PostgreSQL or Redis", _migrate),
         ("import", _IMPORT, "make a memory of the databases of LangGraph's own savers and stores", _import),
     ):
         parser = commands.add_parser(

@@ -88,11 +88,12 @@ def _condition(path: tuple[str, ...], operator: str, operand: object) -> Iterato
     elif isinstance(operand, int):
         if abs(operand) < _EXACT:
             yield Condition(path, side, int(operand))
-    elif isinstance(operand, float) and math.isfinite(operand):
-        if side in ("=", ">="):
-            yield Condition(path, ">=", operand - abs(operand) * _SLACK)
-        if side in ("=", "<="):
-            yield Condition(path, "<=", operand + abs(operand) * _SLACK)
+    elif isinstance(operand, float):
+        least, most = operand - abs(operand) * _SLACK, operand + abs(operand) * _SLACK
+        if side in ("=", ">=") and math.isfinite(least):
+            yield Condition(path, ">=", least)
+        if side in ("=", "<=") and math.isfinite(most):
+            yield Condition(path, "<=", most)
 
 
 def _check(wanted: Any, path: str) -> None:

@@ -21,6 +21,7 @@ from langgraph_memstate.facts import (
 from langgraph_memstate.forget import ForgetReport, plan_forget, subject_of
 from langgraph_memstate.moments import Moment, When, find_moment
 from langgraph_memstate.opened import OpenedMemory
+from langgraph_memstate.reading import check_page
 from langgraph_memstate.timeline import Timeline, read_timeline
 from langgraph_memstate.undo import OnConflict, RollbackReport, RollbackRequest, plan_commits
 
@@ -58,8 +59,10 @@ class Hindsight(OpenedMemory):
 
         Raises:
             UnknownMomentError: the memory has no such moment.
+            FilterError: the limit is no number of entries.
         """
         self._check_open()
+        check_page(0 if limit is None else limit, 0)
         origin = {
             "thread_id": thread_id, "checkpoint_id": checkpoint_id, "node": node, "run_id": run_id, "actor": actor,
         }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from langgraph_memstate import sessions
 from langgraph_memstate.awaited import awaited
 from langgraph_memstate.constraints import adopted
-from langgraph_memstate.errors import IndexConfigError
+from langgraph_memstate.errors import IndexConfigError, SerializationError
 from langgraph_memstate.facts import (
     Draft,
     Fact,
@@ -104,7 +104,10 @@ class MemoryStore(Hindsight):
             SchemaError, ConstraintError, SerializationError, NamespaceError: nothing was written.
             VectorSyncError: the index failed and the commit was taken back.
         """
-        facts = [fact] if isinstance(fact, Fact) else list(fact)
+        facts = list(fact) if isinstance(fact, Iterable) else [fact]
+        for one in facts:
+            if not isinstance(one, Fact):
+                raise SerializationError(f"commit writes a Fact or several, not {one!r:.100}")
         facts = [replace(one, session_id=one.session_id or session_id) for one in facts]
         drafts: list[Draft] = []
         for one in facts:

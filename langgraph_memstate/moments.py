@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from langgraph_memstate.errors import UnknownMomentError
+from langgraph_memstate.facts import check_text
 from langgraph_memstate.storage.base import Reader
 from langgraph_memstate.storage.values import StoredHead
 
@@ -58,6 +59,8 @@ def find_checkpoint(reader: Reader, when: object, thread_id: str | None = None) 
         UnknownMomentError: there is none, or more than one.
     """
     ref = checkpoint_ref(when)
+    for name, text in ref._asdict().items():
+        check_text(name, text)
     if thread_id is not None and ref.thread_id not in (None, thread_id):
         raise UnknownMomentError(f"that checkpoint is of thread {ref.thread_id!r}, not {thread_id!r}")
     thread_id = ref.thread_id if thread_id is None else thread_id

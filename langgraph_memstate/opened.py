@@ -220,7 +220,8 @@ class OpenedMemory:
     ) -> None:
         """Validate every value of a fact type (a string) or of the namespaces a pattern matches.
 
-        In a pattern of labels, ``*`` stands for any one label. The stored value is what the model dumps.
+        In a pattern of labels, ``*`` stands for any one label. The stored value is what the model dumps, which it
+        has to take again: `update` and reading under a later version validate it.
 
         Args:
             constraint: what must hold between the facts; those that are there already are not checked.

@@ -11,12 +11,13 @@ import re
 import reprlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from langgraph_memstate.errors import MemStateError, NamespaceError, SchemaError, SerializationError
+from langgraph_memstate.errors import MemStateError, SchemaError, SerializationError
 from langgraph_memstate.facts import (
     Namespace,
     Pattern,
@@ -99,6 +100,24 @@ class Schema:
         written = self.written_under(record)
         return written < self.version and (written > 0 or 0 in self.upcast)
 
+    def read(self, value: Mapping[str, Any]) -> BaseModel:
+        """The value as the model, by the names of fields or their aliases: what was stored has names.
+
+        What is refused as Python objects may be right as JSON, in which a date is a text to a strict model too.
+        Computed fields, which are stored as well, are computed anew.
+
+        Raises:
+            ValidationError: the model rejects it.
+        """
+        if self.model.model_computed_fields and isinstance(value, Mapping):
+            value = {name: one for name, one in value.items() if name not in self.model.model_computed_fields}
+        try:
+            return self.model.model_validate(value, by_alias=True, by_name=True)
+        except ValidationError:
+            with suppress(SerializationError):
+                return self.model.model_validate_json(encode_value(value), by_alias=True, by_name=True)
+            raise
+
     def upcasted(self, record: Record) -> str:
         """The value of an old row in the present shape, as JSON text.
 
@@ -109,7 +128,7 @@ class Schema:
         for version in range(self.written_under(record), self.version):
             if version in self.upcast:
                 value = self.upcast[version](dict(value))
-        return encode_value(self.model.model_validate(value).model_dump(mode="json"))
+        return encode_value(self.read(value).model_dump(mode="json"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +170,8 @@ class SchemaRegistry:
     ) -> None:
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             raise SchemaError(f"a schema is a Pydantic model class, not {model!r}", where=str(pattern))
-        labels: Pattern = pattern if isinstance(pattern, str) else tuple(pattern)
-        if not labels or not all(isinstance(label, str) and label for label in labels):
-            raise NamespaceError(f"{pattern!r} is neither a fact type nor a namespace pattern")
-        check_namespace(labels)
+        namespace = check_namespace(pattern)
+        labels: Pattern = pattern if isinstance(pattern, str) else namespace
         schema = Schema(labels, model, _checked(constraint, model), version, _checked_upcast(version, upcast))
         with self._lock:
             self._schemas.pop(labels, None)
@@ -193,7 +210,7 @@ class SchemaRegistry:
             return value, None
         where = "/".join(namespace)
         try:
-            validated = schema.model.model_validate(value)
+            validated = schema.read(value)
         except ValidationError as error:
             output = shown(value)
             raise SchemaError(

@@ -505,6 +505,21 @@ def test_what_is_asked_for_is_no_text(filled: MemoryStore, text: Any) -> None:
         filled.timeline(text)
     with pytest.raises(KeyTypeError, match="thread_id"):
         filled.forget(thread_id=text)
+    with pytest.raises(MemStateError):
+        filled.as_of(text)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_thread_that_cannot_be(filled: MemoryStore) -> None:
+    with pytest.raises(KeyTypeError, match="thread_id"):
+        filled.prune(["\ud800"])
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("fact", [None, "note", {"type": "note"}, [Fact("note", {}), {}]])
+def test_a_fact_that_is_none(filled: MemoryStore, fact: Any) -> None:
+    with pytest.raises(SerializationError, match="writes a Fact"):
+        filled.commit(fact)
 
 
 # -- models and dimensions ------------------------------------------------------------------------

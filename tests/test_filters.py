@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -225,6 +226,14 @@ def test_sql_leaves_out_what_does_not_match(memory: MemoryStore) -> None:
         conditions = compile_filter(filter).conditions
         with memory.storage.snapshot() as reader:
             assert [record.key for record in reader.items(("many",), 0.0, conditions)] == ["7"]
+
+
+@pytest.mark.parametrize("wanted", [{"$eq": sys.float_info.max}, {"$gte": sys.float_info.max}, {"$gt": 1.5}])
+def test_the_largest_number(url: str, wanted: dict[str, float]) -> None:
+    with MemoryStore.open(url) as memory:
+        memory.commit([Fact("far", {"n": sys.float_info.max}, id="it"), Fact("far", {"n": 1.5}, id="near")])
+        assert [fact.id for fact in memory.query("far", filter={"n": wanted})] == ["it"]
+        assert len(memory.query("far", filter={"n": {"$lte": sys.float_info.max, "$gte": -sys.float_info.max}})) == 2
 
 
 @pytest.mark.parametrize("count", [101, 2_500])

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from truth import Words, cosine, note, open_memory
 
 from langgraph_memstate import Fact, MemoryStore
-from langgraph_memstate.errors import MemStateError, ReadOnlyError, UnknownMomentError
+from langgraph_memstate.errors import FilterError, MemStateError, ReadOnlyError, UnknownMomentError
 
 T: Any = {"configurable": {"thread_id": "t"}}
 
@@ -61,6 +61,8 @@ def test_the_log_can_be_asked_in_every_way(memory: MemoryStore) -> None:
     assert seqs(since=times[1], until=times[3]) == [2, 3, 4]
     assert seqs(limit=2) == [4, 5]
     assert seqs(limit=0) == []
+    with pytest.raises(FilterError, match="limit=-1"):
+        seqs(limit=-1)
     assert seqs(until=3, limit=2) == [2, 3]
     assert seqs(namespace="note") == [1, 2, 4, 5]
     assert seqs(namespace=("note", "deep")) == [5]

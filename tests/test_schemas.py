@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langgraph.store.base import PutOp
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator
 
 from langgraph_memstate import Constraint, Fact, MemoryStore
 from langgraph_memstate.errors import NamespaceError, SchemaError, SerializationError
@@ -337,8 +338,10 @@ def test_an_upcaster_is_of_a_version_before(memory: MemoryStore, upcast: Any) ->
 
 
 def test_a_pattern_is_a_namespace_that_can_be_stored(memory: MemoryStore) -> None:
-    with pytest.raises(NamespaceError):
-        memory.register_schema("\ud800", First)
+    patterns: list[Any] = ["\ud800", "", (), None, 5, ("a", 5)]
+    for pattern in patterns:
+        with pytest.raises(NamespaceError):
+            memory.register_schema(pattern, First)
 
 
 # -- models as facts ------------------------------------------------------------------------------
@@ -382,6 +385,45 @@ def test_a_model_that_is_not_json(memory: MemoryStore) -> None:
 
     with pytest.raises(SerializationError):
         memory.commit_model(Odd(value=object()))
+
+
+class Strict(BaseModel):
+    """What is stored of it has other names and types, and more fields, than it takes by default."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    born: date = Field(alias="dateOfBirth")
+    name: str = Field("", alias="fullName")
+
+    @computed_field
+    def initial(self) -> str:
+        return self.name[:1]
+
+
+@pytest.mark.parametrize("born", [date(1815, 12, 10), "1815-12-10"])
+def test_what_is_stored_can_be_written_again(memory: MemoryStore, born: Any) -> None:
+    memory.register_schema("person", Strict)
+    memory.commit(Fact("person", {"dateOfBirth": born}, id="1"))
+    memory.update("person", "1", {"name": "Ada King"})
+    fact = memory.get("person", "1")
+    assert fact is not None
+    assert memory.commit(fact).payload["initial"] == "A"
+    again = memory.commit_model(Strict(dateOfBirth=date(1815, 12, 10), fullName="Bob"))
+    stored = {one.id: one.payload for one in memory.query("person")}
+    assert stored["1"] == {"born": "1815-12-10", "name": "Ada King", "initial": "A"}
+    assert stored[again.id] == {"born": "1815-12-10", "name": "Bob", "initial": "B"}
+    memory.register_schema("person", Strict, version=2)
+    assert memory.check_schemas() == []
+
+
+def test_a_text_that_a_model_takes_stays_one(memory: MemoryStore) -> None:
+    class Event(BaseModel):
+        when: datetime | str
+
+    memory.register_schema("event", Event)
+    for when in ("12", "1815-12-10"):
+        fact = memory.commit_model(Event(when=when))
+        assert memory.update("event", fact.id, {}).payload == {"when": when}
 
 
 def test_the_public_name_is_a_value() -> None:

@@ -25,7 +25,7 @@ from langgraph_memstate.errors import (
     CommitRaced,
     SerializationError,
 )
-from langgraph_memstate.facts import Draft
+from langgraph_memstate.facts import Draft, check_text
 from langgraph_memstate.graph import pregel
 from langgraph_memstate.graph.channel_values import Encoded
 from langgraph_memstate.graph.codec import MemStateSerializer
@@ -357,6 +357,7 @@ class MemStateCheckpointer(ThreadReader):
         if strategy not in ("keep_latest", "delete"):
             raise ValueError(f"strategy is 'keep_latest' or 'delete', not {strategy!r}")
         for thread_id in map(str, thread_ids):
+            check_text("thread_id", thread_id)
             if strategy == "delete":
                 self.delete_thread(thread_id)
                 continue

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 from langchain_core.messages import BaseMessage
 from langgraph.channels.base import BaseChannel
 from langgraph.errors import EmptyChannelError
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
 
 from langgraph_memstate.errors import SchemaError
 from langgraph_memstate.graph import pregel
@@ -51,6 +51,9 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
     value however writes are merged, and ``Overwrite(None)`` takes it away. Readers get a copy of the value, so changing
     it in place changes nothing.
 
+    An instance is validated again, since it may have been changed in place, and so is every field by ``"update"``: the
+    validators of a model have to take what they returned, and to leave it as it is.
+
     A stored value that its class does not accept any more is handed out as it is stored, with a warning in the log: the
     thread goes on, and the next write has to be valid.
 
@@ -79,6 +82,8 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
             raise SchemaError(f"merge is 'replace', 'update' or a function, not {merge!r}")
         if merge == "update" and self.is_list:
             raise SchemaError("merge='update' sets fields of a model; a list takes key=… to replace items")
+        if merge == "update" and issubclass(model, RootModel):
+            raise SchemaError("merge='update' sets fields of a model, and a RootModel has none")
         if key is not None and (not self.is_list or merge != "replace" or key not in model.model_fields):
             raise SchemaError(f"key={key!r} is a field of the items of a list, and a way to merge of its own")
         self.model: type[BaseModel] = model
@@ -253,11 +258,22 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
         takes_any = not named or self.model.model_config.get("extra") == "allow"
         if not takes_any and named.keys().isdisjoint(self.model.model_fields):
             raise _Unusable(f"it names none of the fields {', '.join(self.model.model_fields)}")
+        if is_json and isinstance(value, BaseModel) and self.model.model_config.get("strict"):
+            named = self._decoded(value, named)
         before = _fields(value) if isinstance(value, BaseModel) else value if isinstance(value, Mapping) else {}
         merged = self._valid({**before, **named}, is_json=False)
         if isinstance(value, BaseModel):
             merged.model_fields_set.intersection_update(value.model_fields_set | named.keys())
         return merged
+
+    def _decoded(self, value: BaseModel, named: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Fields that came as JSON as the objects that a strict model wants: a date is a text there."""
+        try:
+            others = value.model_dump(mode="json", by_alias=False, round_trip=True)
+        except ValueError as error:
+            raise _Unusable(f"the value it updates is no JSON: {error}") from error
+        whole = self._valid({**others, **named}, is_json=True)
+        return {name: getattr(whole, name, content) for name, content in named.items()}
 
     # -- validation ---------------------------------------------------------------------------------
 
@@ -300,7 +316,8 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
                 return self._adapter.validate_json(text, by_alias=True, by_name=True)
             content = copy.deepcopy(content)
             for instance in _instances(content):
-                type(instance).__pydantic_validator__.validate_python(_fields(instance), by_alias=True, by_name=True)
+                given = instance.root if isinstance(instance, RootModel) else _fields(instance)
+                type(instance).__pydantic_validator__.validate_python(given, by_alias=True, by_name=True)
             return self._adapter.validate_python(content, by_alias=True, by_name=True)
         except ValidationError as error:
             raise _Unusable("; ".join(faults(error)), fields_at_fault(error)) from error
@@ -329,7 +346,13 @@ class TypedReducer(BaseChannel[Any, Any, Any]):
 
 
 def _fields(model: BaseModel) -> dict[str, Any]:
-    stored = {name: value for name, value in model.__dict__.items() if name in type(model).model_fields}
+    """The fields that make the model again. A default that was not given is not validated (`name: str = None`)."""
+    known, given = type(model).model_fields, model.model_fields_set
+    stored = {
+        name: value
+        for name, value in model.__dict__.items()
+        if name in known and (name in given or value is not known[name].default)
+    }
     return {**stored, **(model.__pydantic_extra__ or {})}
 
 

@@ -12,7 +12,7 @@ import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langgraph.errors import EmptyChannelError
 from langgraph.types import Overwrite
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr, field_validator
 
 from langgraph_memstate import TypedReducer
 from langgraph_memstate.errors import SchemaError
@@ -256,6 +256,39 @@ def test_a_model_changed_in_place_is_validated_again() -> None:
     assert holder.get() == Profile(name="Ann", age=3)
 
 
+class Tags(RootModel[list[str]]):
+    pass
+
+
+def test_an_instance_of_a_root_model() -> None:
+    class Tagged(BaseModel):
+        tags: Tags
+
+    for schema, value in ((Tags, Tags(["a"])), (Tagged, Tagged(tags=Tags(["a"])))):
+        holder = channel(schema)
+        holder.update([value])
+        assert holder.get() == value
+    changed = Tags(["a"])
+    changed.root.append(5)  # type: ignore[arg-type]
+    with pytest.raises(SchemaError, match="Input should be a valid string"):
+        channel(Tags).update([changed])
+
+
+@pytest.mark.parametrize("merge", ["replace", "update"])
+def test_a_default_that_is_not_of_its_type(merge: Any) -> None:
+    class Loose(BaseModel):
+        name: str = None  # type: ignore[assignment]
+        age: int = 0
+
+    holder = channel(Loose, merge=merge)
+    for output in ({"age": 3}, Loose(age=3), Loose(age=4), {"age": 4}):
+        holder.update([output])
+    assert holder.get() == Loose(age=4)
+    assert holder.get().model_fields_set == {"age"}
+    with pytest.raises(SchemaError, match="name: Input should be a valid string"):
+        holder.update([{"name": None}])
+
+
 # -- how much work a text makes -------------------------------------------------------------------
 
 
@@ -328,6 +361,26 @@ def test_a_strict_model_reads_dates_from_json() -> None:
         assert holder.get() == Strict(born=date(1990, 2, 28), kind=Diet.ANY)
     with pytest.raises(SchemaError, match="born: Input should be a valid date"):
         channel(Strict).update([{"born": "1990-02-28", "kind": Diet.ANY}])
+
+
+@pytest.mark.parametrize("update", ['{"dateOfBirth": "1815-12-10", "langs": ["en"]}', calls({"born": "1815-12-10"})])
+def test_a_strict_model_is_updated_from_json(update: Any) -> None:
+    class Profile(BaseModel):
+        model_config = ConfigDict(strict=True)
+
+        name: str
+        key: SecretStr = SecretStr("")
+        born: date | None = Field(None, alias="dateOfBirth")
+        langs: set[str] = {"en"}
+
+    holder = channel(Profile, merge="update")
+    holder.update([{"name": "Ada", "key": SecretStr("secret"), "langs": {"en"}}])
+    holder.update([update])
+    assert holder.get().born == date(1815, 12, 10)
+    assert (holder.get().langs, holder.get().key.get_secret_value()) == ({"en"}, "secret")
+    for wrong in ('{"name": 5}', '{"born": "soon"}'):
+        with pytest.raises(SchemaError, match="Input should be a valid"):
+            holder.update([wrong])
 
 
 def test_a_model_with_secrets_private_state_and_aliases() -> None:
@@ -404,6 +457,7 @@ Make = Callable[[], Any]
         (lambda: TypedReducer(list[int]), "holds a Pydantic model"),
         (lambda: TypedReducer(Profile, merge="append"), "merge is 'replace'"),  # type: ignore[arg-type]
         (lambda: TypedReducer(list[Profile], merge="update"), "a list takes key="),
+        (lambda: TypedReducer(Tags, merge="update"), "a RootModel has none"),
         (lambda: TypedReducer(Profile, key="name"), "items of a list"),
         (lambda: TypedReducer(list[Profile], key="nickname"), "items of a list"),
     ],
