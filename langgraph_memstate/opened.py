@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from pydantic import BaseModel
 
-from langgraph_memstate.awaited import awaited, is_own
+from langgraph_memstate.awaited import awaited, is_own, opened
 from langgraph_memstate.commit import Landing, Writer
 from langgraph_memstate.constraints import admitted, claims_of, guarded, needs_guard
 from langgraph_memstate.embedding import Embedder, home_loop
@@ -489,7 +489,7 @@ class OpenedMemory:
 
     @classmethod
     async def aopen(cls, url: str | Path, **options: Any) -> Self:
-        return await asyncio.get_running_loop().run_in_executor(None, functools.partial(cls.open, url, **options))
+        return await opened(functools.partial(cls.open, url, **options), cls.close)
 
     async def aclose(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self.close)
