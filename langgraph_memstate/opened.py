@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from langgraph_memstate.awaited import awaited, is_own, opened
 from langgraph_memstate.commit import Landing, Writer
 from langgraph_memstate.constraints import admitted, claims_of, guarded, needs_guard
-from langgraph_memstate.embedding import Embedder, home_loop
+from langgraph_memstate.embedding import Embedder, holding_up, home_loop
 from langgraph_memstate.errors import CommitRaced, FactRaced, IndexConfigError, StorageClosedError
 from langgraph_memstate.facts import (
     NOWHERE,
@@ -424,7 +424,8 @@ class OpenedMemory:
         try:
             for call in self._at_close:
                 call()
-            self._pool.shutdown(wait=True)
+            with holding_up():
+                self._pool.shutdown(wait=True)
             self._outbox.drain()
         finally:
             self._writer.close()
