@@ -200,6 +200,11 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         MemoryStore.open(tmp_path / "file" / "memory.db")
 
 
+def test_a_path_with_a_nul_is_no_file() -> None:
+    with pytest.raises(DatabaseOpenError, match="names no file"):
+        MemoryStore(SQLiteStorage("a\0b"))
+
+
 def test_a_path_that_the_system_refuses_to_look_at(tmp_path: Path) -> None:
     """As it does in a folder of somebody else."""
     refused = tmp_path / f"{'x' * 300}.db"

@@ -107,6 +107,8 @@ class SQLiteStorage(Storage):
         return store_id
 
     def _make_parent(self) -> None:
+        if "\0" in str(self._path):
+            raise DatabaseOpenError(f"{str(self._path)!r} names no file")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
