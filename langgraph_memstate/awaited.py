@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 
@@ -31,6 +32,23 @@ def awaited(method: Callable[Concatenate[M, P], T]) -> Callable[Concatenate[M, P
     twin.__name__ = f"a{name}"
     twin.__qualname__ = f"{method.__qualname__.removesuffix(name)}a{name}"
     return twin
+
+
+async def opened(open_it: Callable[[], T], close: Callable[[T], object]) -> T:
+    """What `open_it` opens, in a thread. If the await is cancelled, nobody has it, and it is closed once it is open."""
+
+    def close_opened(opening: Future[T]) -> None:
+        if opening.exception() is None:
+            close(opening.result())
+
+    with_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="memstate-open")
+    opening = with_thread.submit(open_it)
+    with_thread.shutdown(wait=False)
+    try:
+        return await asyncio.shield(asyncio.wrap_future(opening))
+    except asyncio.CancelledError:
+        opening.add_done_callback(close_opened)
+        raise
 
 
 def is_own(method: object, original: object) -> bool:

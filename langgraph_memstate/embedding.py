@@ -8,7 +8,8 @@ import importlib
 import inspect
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
@@ -20,6 +21,9 @@ from langgraph_memstate.hooks.base import Vector
 
 home_loop: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("home_loop", default=None)
 """The event loop that awaits the current call, so that an async model runs where its clients live."""
+
+_LOOK = 0.1  # seconds between looks whether that loop can still answer
+_held_up: set[asyncio.AbstractEventLoop] = set()
 
 
 class Embedder:
@@ -123,7 +127,7 @@ def _wait(awaitable: Any) -> Any:
 
     loop = home_loop.get()
     if loop is not None and loop.is_running():
-        return asyncio.run_coroutine_threadsafe(run(), loop).result()
+        return _result_of(run(), loop)
     # A loop of this thread is busy waiting for us, so the model gets a thread and a loop of its own.
     outcome: list[Any] = []
     failure: list[BaseException] = []
@@ -140,6 +144,37 @@ def _wait(awaitable: Any) -> Any:
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+def _result_of(call: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> Any:
+    """What a call returns that another thread's loop runs; an error once that loop will not get to it."""
+    future = asyncio.run_coroutine_threadsafe(call, loop)
+    while True:
+        try:
+            return future.result(_LOOK)
+        except TimeoutError:
+            if future.done():
+                raise  # it is the model's own
+        if loop.is_closed():
+            raise RuntimeError("the event loop that it ran on is closed")
+        if loop in _held_up:
+            future.cancel()
+            raise RuntimeError("the memory is being closed on the event loop that it runs on: use aclose() there")
+
+
+@contextmanager
+def holding_up() -> Iterator[None]:
+    """While the caller waits for threads: if it runs an event loop, no model on that can answer them."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        yield
+        return
+    _held_up.add(loop)
+    try:
+        yield
+    finally:
+        _held_up.discard(loop)
 
 
 def _provider(name: str) -> Embeddings:

@@ -125,14 +125,14 @@ class Follower:
         self.rebuild(lambda hook: hook.capabilities.keeps_removed)
 
     def rebuild(self, which: Callable[[SyncHook], bool] = lambda hook: True) -> None:
-        """Empty the indexes that this process follows and queue everything for them; search scans SQL until then.
+        """Empty the indexes that are not another process's and queue everything for them; search scans SQL until then.
 
         Raises:
             VectorSyncError: one cannot be reached.
         """
         for index in self.indexes:
             with self._turn:
-                if index.hook is not None and index.follows and which(index.hook):
+                if index.hook is not None and index.state is not IndexState.BUSY and which(index.hook):
                     self._open(index, anew=True)
 
     def reopen(self, index: VectorIndex) -> None:

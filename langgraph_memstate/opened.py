@@ -17,10 +17,10 @@ from typing import Any, Protocol, Self, TypeVar
 
 from pydantic import BaseModel
 
-from langgraph_memstate.awaited import awaited, is_own
+from langgraph_memstate.awaited import awaited, is_own, opened
 from langgraph_memstate.commit import Landing, Writer
 from langgraph_memstate.constraints import admitted, claims_of, guarded, needs_guard
-from langgraph_memstate.embedding import Embedder, home_loop
+from langgraph_memstate.embedding import Embedder, holding_up, home_loop
 from langgraph_memstate.errors import CommitRaced, FactRaced, IndexConfigError, StorageClosedError
 from langgraph_memstate.facts import (
     NOWHERE,
@@ -425,7 +425,8 @@ class OpenedMemory:
         try:
             for call in self._at_close:
                 call()
-            self._pool.shutdown(wait=True)
+            with holding_up():
+                self._pool.shutdown(wait=True)
             self._outbox.drain()
         finally:
             self._writer.close()
@@ -490,7 +491,7 @@ class OpenedMemory:
 
     @classmethod
     async def aopen(cls, url: str | Path, **options: Any) -> Self:
-        return await asyncio.get_running_loop().run_in_executor(None, functools.partial(cls.open, url, **options))
+        return await opened(functools.partial(cls.open, url, **options), cls.close)
 
     async def aclose(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self.close)

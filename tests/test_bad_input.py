@@ -30,6 +30,7 @@ from langgraph_memstate.errors import (
     IndexConfigError,
     KeyTypeError,
     MemStateError,
+    MigrationError,
     NamespaceError,
     ReadOnlyError,
     SchemaError,
@@ -38,7 +39,9 @@ from langgraph_memstate.errors import (
     StorageError,
 )
 from langgraph_memstate.facts import Draft, encode_value, new_version
+from langgraph_memstate.graph.importing import import_langgraph
 from langgraph_memstate.hooks.base import IndexSpec, IndexState, SyncHook, Vector, VectorRecord
+from langgraph_memstate.migration import migrate
 from langgraph_memstate.storage.operations import Append
 
 THREAD = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
@@ -195,6 +198,22 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DatabaseOpenError, match="folder"):
         MemoryStore.open(tmp_path / "file" / "memory.db")
+
+
+def test_a_path_with_a_nul_is_no_file() -> None:
+    with pytest.raises(DatabaseOpenError, match="names no file"):
+        MemoryStore(SQLiteStorage("a\0b"))
+
+
+def test_a_path_that_the_system_refuses_to_look_at(tmp_path: Path) -> None:
+    """As it does in a folder of somebody else."""
+    refused = tmp_path / f"{'x' * 300}.db"
+    with pytest.raises(DatabaseOpenError, match="cannot be opened"):
+        MemoryStore.open(refused)
+    with pytest.raises(MigrationError, match="no memory at the source"):
+        migrate(refused, tmp_path / "copy.db")
+    with pytest.raises(MigrationError, match="is not there"):
+        import_langgraph([refused], tmp_path / "copy.db")
 
 
 def test_a_missing_folder_is_made(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, date, datetime
 from pathlib import Path
+from queue import Queue
 from typing import Any, Literal
 
 import chromadb
@@ -813,6 +814,33 @@ async def test_opening_and_hooks_have_async_twins(database: Path) -> None:
     async with await MemoryStore.aopen(database) as memory:
         with pytest.raises(IndexConfigError):
             await memory.aadd_hook(ChromaSyncHook(chromadb.EphemeralClient(), "twins"))
+
+
+@pytest.mark.parametrize("is_face", [False, True])
+async def test_what_is_open_only_after_its_await_was_cancelled_is_closed(
+    database: Path, monkeypatch: pytest.MonkeyPatch, is_face: bool
+) -> None:
+    made: Queue[MemoryStore] = Queue()
+    is_cancelled = threading.Event()
+    open_now = MemoryStore.open
+
+    def slowly(url: Any, **options: Any) -> MemoryStore:
+        memory = open_now(url)
+        made.put(memory)
+        is_cancelled.wait(10)
+        return memory
+
+    monkeypatch.setattr(MemoryStore, "open", slowly)
+    face = MemStateStore.from_conn_string(str(database))
+    waiting = asyncio.create_task(face.__aenter__() if is_face else MemoryStore.aopen(database))  # type: ignore[arg-type]
+    memory = await asyncio.to_thread(made.get)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    closes = threading.Event()
+    memory.at_close(closes.set)
+    is_cancelled.set()
+    assert await asyncio.to_thread(closes.wait, 10)
 
 
 # -- upkeep --------------------------------------------------------------------------------------------------------

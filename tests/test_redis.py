@@ -298,6 +298,22 @@ def test_a_process_that_saw_what_is_lost_does_not_go_on(server: Server, lose: An
         MemoryStore(server.storage("m", replica=replica))
 
 
+def test_without_a_place_for_temporary_files_it_says_so(
+    redis_server: Server, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
+        with pytest.raises(DatabaseOpenError, match="TMPDIR"):
+            MemoryStore(redis_server.storage(name))
+    with MemoryStore(storage := redis_server.storage(name)) as memory:
+        memory.commit(note("a"))
+        with monkeypatch.context() as broken:
+            broken.setattr(storage, "_folder", tmp_path / "nothing")
+            with pytest.raises(StorageError, match="no folder for an image"):
+                memory.vacuum()
+        assert keys(memory) == ["a"]
+
+
 def test_a_fork_of_the_log_is_seen(server: Server) -> None:
     """A server that went back to an earlier state, and on from there, past what a process has seen."""
     with MemoryStore(server.storage("m")) as memory, server.connect() as client:

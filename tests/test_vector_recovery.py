@@ -372,3 +372,13 @@ def test_an_index_is_built_anew_without_embedding_again(database: Path) -> None:
         assert held_ids(memory) == before
         assert embedded == []
         check_search(memory, FIRST)
+
+
+def test_an_index_that_is_away_is_not_built_anew_in_silence(database: Path) -> None:
+    hook = faulty_chroma(database)
+    hook.go_away()
+    with open_memory(database, vectors=hook) as memory:
+        with pytest.raises(VectorSyncError, match="is away"):
+            memory.reindex()
+        hook.heal()
+        assert memory.reindex().ok

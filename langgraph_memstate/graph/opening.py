@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Generator
 from typing import Generic, TypeVar
 
+from langgraph_memstate.awaited import opened
 from langgraph_memstate.memory import MemoryStore
 
 Face = TypeVar("Face")
@@ -32,7 +33,7 @@ class Opening(Generic[Face]):
             self._memory.close()
 
     async def __aenter__(self) -> Face:
-        return await asyncio.to_thread(self.__enter__)
+        return await opened(self.__enter__, lambda _: self.__exit__())
 
     async def __aexit__(self, *exc: object) -> None:
         await asyncio.to_thread(self.__exit__, *exc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -31,7 +32,7 @@ _STORE = {"prefix", "key", "value", "created_at", "updated_at"}
 
 @contextmanager
 def open_sqlite(path: Path) -> Iterator[Upstream]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise MigrationError(f"{path} is not there; name a file of a SqliteSaver or SqliteStore")
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as conn:

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -54,7 +53,7 @@ from langgraph_memstate.storage.redis_log import (
     position_in,
 )
 from langgraph_memstate.storage.redis_server import check_server, rewrite_append_only_file
-from langgraph_memstate.storage.redis_view import MARKS, View, deflated, forgets, inflate, new_folder
+from langgraph_memstate.storage.redis_view import MARKS, View, deflated, forgets, inflate, new_folder, scratch
 from langgraph_memstate.storage.sqlite import storage_error
 
 logger = logging.getLogger("langgraph_memstate")
@@ -284,8 +283,8 @@ class RedisStorage(Storage):
     # -- images -------------------------------------------------------------------------------------
 
     def _take_image(self, view: View, head: Head) -> None:
-        with TemporaryDirectory(prefix="memstate-image-", dir=self._folder) as folder:
-            path = Path(folder) / "image.db"
+        with scratch(self._folder) as folder:
+            path = folder / "image.db"
             try:
                 inflate(self._log.image(head), path)
             except ImageReplaced:
@@ -316,8 +315,8 @@ class RedisStorage(Storage):
 
     def _store_image(self) -> None:
         view = self._view
-        with TemporaryDirectory(prefix="memstate-image-", dir=self._folder) as folder:
-            path = Path(folder) / "image.db"
+        with scratch(self._folder) as folder:
+            path = folder / "image.db"
             at = view.copy_to(path)
             head = self._asked(self._log.look, at).head
             self._log.put_image(at, head, deflated(path))

@@ -10,10 +10,10 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from langgraph_memstate.errors import CorruptRowError, StorageError
+from langgraph_memstate.errors import CorruptRowError, DatabaseOpenError, StorageError
 from langgraph_memstate.storage.operations import Commit, Forget
 from langgraph_memstate.storage.redis_log import Entry, Mark, Position, position_in
 from langgraph_memstate.storage.sqlite import SQLiteStorage, storage_error
@@ -180,12 +180,30 @@ def inflate(chunks: Iterable[bytes], path: Path) -> None:
 
 
 def new_folder() -> Path:
-    """A folder for a copy that goes with this process; what processes that were killed have left is removed."""
-    parent = Path(tempfile.gettempdir())
-    for left in parent.glob(_PREFIX + "*"):
-        if _is_abandoned(left):
-            shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    """A folder for a copy that goes with this process; what processes that were killed have left is removed.
+
+    Raises:
+        DatabaseOpenError: there is no place for temporary files.
+    """
+    try:
+        parent = Path(tempfile.gettempdir())
+        for left in parent.glob(_PREFIX + "*"):
+            if _is_abandoned(left):
+                shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    except OSError as error:
+        raise DatabaseOpenError(f"no temporary folder can be made; set TMPDIR to a place for one: {error}") from error
+
+
+@contextmanager
+def scratch(folder: Path | None) -> Iterator[Path]:
+    """A folder for an image, removed at the end. Raises: StorageError: it cannot be made."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix="memstate-image-", dir=folder)
+    except OSError as error:
+        raise StorageError(f"no folder for an image can be made: {error}") from error
+    with made as name:
+        yield Path(name)
 
 
 def _is_abandoned(folder: Path) -> bool:

@@ -84,7 +84,7 @@ class SQLiteStorage(Storage):
     # -- opening ------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        return self._path.is_file() and self._path.stat().st_size > 0
+        return os.path.isfile(self._path) and os.path.getsize(self._path) > 0
 
     def open(self) -> str:
         if self._writer is not None:
@@ -107,11 +107,13 @@ class SQLiteStorage(Storage):
         return store_id
 
     def _make_parent(self) -> None:
+        if "\0" in str(self._path):
+            raise DatabaseOpenError(f"{str(self._path)!r} names no file")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DatabaseOpenError(f"the folder of {self._path} cannot be made: {error}") from error
-        if self._path.is_dir():
+        if os.path.isdir(self._path):  # Path.is_dir raises where it may not look; SQLite says so in its own words
             raise DatabaseOpenError(f"{self._path} is a folder; name a file in it")
 
     def _connect(self) -> sqlite3.Connection:

@@ -404,6 +404,45 @@ def test_an_async_model_serves_sync_calls_without_a_loop(async_store: MemStateSt
     assert async_store.search(NS, query="apple")[0].score == pytest.approx(1)
 
 
+def _asked_on_a_loop(*, closes: bool) -> tuple[MemoryStore, asyncio.AbstractEventLoop]:
+    """A memory, a put of which waits for a model that never answers; nobody awaits it any more."""
+    memory: list[MemoryStore] = []
+
+    async def main() -> None:
+        asked = asyncio.Event()
+
+        async def never(texts: Sequence[str]) -> list[list[float]]:
+            asked.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        memory.append(MemoryStore.open(":memory:", index={"dims": DIMS, "embed": never, "fields": ["text"]}))
+        put = asyncio.create_task(memory[0].store.aput(NS, "k", {"text": "apple"}))
+        await asked.wait()
+        put.cancel()
+        if closes:
+            memory[0].close()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    return memory[0], loop
+
+
+@pytest.mark.parametrize("on_loop", [True, False])
+def test_closing_does_not_wait_for_a_model_that_cannot_answer(on_loop: bool) -> None:
+    """Its loop is held up by that very call, or is closed."""
+
+    def close() -> None:
+        memory, loop = _asked_on_a_loop(closes=on_loop)
+        loop.close()
+        memory.close()
+
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
+
+
 async def test_the_database_is_free_while_the_model_thinks() -> None:
     """A model call may last seconds, and an async one may need the very thread that waits to read."""
     asked, answer = asyncio.Event(), asyncio.Event()
