@@ -41,9 +41,9 @@ async def opened(open_it: Callable[[], T], close: Callable[[T], object]) -> T:
         if opening.exception() is None:
             close(opening.result())
 
-    with_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="memstate-open")
-    opening = with_thread.submit(open_it)
-    with_thread.shutdown(wait=False)
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="memstate-open")
+    opening = executor.submit(open_it)
+    executor.shutdown(wait=False)
     try:
         return await asyncio.shield(asyncio.wrap_future(opening))
     except asyncio.CancelledError:
