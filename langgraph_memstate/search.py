@@ -147,7 +147,7 @@ def _ask_database(storage: Snapshots, index: VectorIndex, query: Query) -> list[
                 return found
             if len(answer.ids) == question.count:
                 question = replace(question, count=question.count * _WIDEN)
-            elif question.exact:
+            elif answer.are_exact:
                 return found
             else:  # a graph may lose sight of vectors, and gives up where a filter takes most of them away
                 question = replace(question, exact=True)

@@ -513,6 +513,8 @@ def test_a_filter_leaves_as_many_as_there_are(postgres: Server, monkeypatch: pyt
     """The graph is walked on until enough match; where it does not find enough, every vector is compared."""
     dims, count = 16, 3_000
     model = Points(dims, count + 5)
+    for few in ("_FEW", "_FEW_THAT_MATCH"):
+        monkeypatch.setattr(postgres_vectors, few, -1)
     with postgres.database() as url:
         with psycopg.connect(url, autocommit=True) as conn:
             for way in ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "sort"):  # what is left is the graph
@@ -549,14 +551,24 @@ def test_a_filter_leaves_as_many_as_there_are(postgres: Server, monkeypatch: pyt
                 assert len(under) == count / 10
 
 
-def test_the_graph_is_used(url: str) -> None:
-    """However often a connection has searched: a plan that would do for any namespace scans all vectors of this."""
+def test_the_graph_is_used(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a connection has searched: a plan that would do for any namespace scans all vectors of this.
+
+    Where few are in question it is not: they are compared, and none is missed.
+    """
+    monkeypatch.setattr(postgres_vectors, "_FEW", 1_000)
     model, searches = Points(32, 3_001), 20
     with filled(url, model, 32, 3_000) as memory, psycopg.connect(url, autocommit=True) as conn:
         memory.reindex()
         conn.execute("VACUUM (ANALYZE)")
         for _ in range(searches):
             assert memory.search("3000", limit=10)
+            for among, few in (
+                (range(3, 3_000, 10), {"namespace": ("u", "3")}),
+                (range(7, 3_000, 50), {"filter": {"kind": 7}}),
+            ):
+                best = model.best(3_000, list(among), 10)
+                assert [fact.score for fact in memory.search("3000", limit=10, **few)] == pytest.approx(best, abs=1e-6)
         table = table_of(memory)
     with psycopg.connect(url) as conn:
         query = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = %s"

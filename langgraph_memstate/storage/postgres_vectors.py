@@ -29,6 +29,8 @@ _GRAPH_DIMS = {"vector": 2_000, "halfvec": 4_000}  # what an HNSW index takes
 _PLAIN_DIMS = 4_000 * 2  # bytes in a row's own page; a scan is several times slower where vectors lie elsewhere
 _EF_SEARCH = 200  # candidates that a search of the graph keeps
 _MOST_EF_SEARCH = 1_000
+_FEW = 5_000  # vectors that are compared about as fast as the graph is walked
+_FEW_THAT_MATCH = 10_000  # the same under a filter, by which the walk is longer
 _CHUNK = 1_000  # vectors
 _EXTENSION = (
     "SELECT nspname::text, extversion FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace "
@@ -236,7 +238,7 @@ def ids_near(
     conn: Connection, place: Place, extension: str, vector: bytes, count: int, prefix: Sequence[str], *, exact: bool
 ) -> list[str]:
     """Ids of up to `count` vectors, nearest first."""
-    _set_search(conn, count)
+    _set_search(conn, count, exact=exact)
     low, high = namespace_range(prefix)
     distance = _distance(place, extension, exact=False)
     rows = run(
@@ -259,7 +261,7 @@ def neighbours(conn: Connection, tables: VectorTables, question: Nearest) -> Nei
     known = tables.places.get(question.index)
     while True:
         try:
-            _set_search(conn, question.count)
+            _set_search(conn, question.count, exact=question.exact)
             query = "SELECT number, element FROM vector_tables WHERE index_name = %s"
             current = run(conn, query, question.index)
             found = None if known is None else _near(conn, known, tables.extension, question)
@@ -271,22 +273,46 @@ def neighbours(conn: Connection, tables: VectorTables, question: Nearest) -> Nei
         if row is None:
             return None
         if found is not None and known == row:
-            ids = frozenset(row[COLUMNS] for row in rows if row[-1])
-            return Neighbours(ids, [scored_of(row[:-1]) for row in rows])
+            ids = frozenset(row[COLUMNS] for row in rows if row[-2])
+            return Neighbours(
+                ids, [scored_of(row[:-2]) for row in rows], question.exact or any(row[-1] for row in rows)
+            )
         known = tables.places[question.index] = Place(*row)
 
 
 def _near(conn: Connection, place: Place, extension: str, question: Nearest) -> Cursor:
+    """What is near, and the items. Where few are in question all are compared: no graph is sure to find them."""
     also, bound = narrowed(question.conditions)
+    fits = (
+        "items.ns >= %(low)s AND items.ns < %(high)s AND (items.expires_at IS NULL OR items.expires_at > %(now)s) "
+        + marked(also)
+    )
+
+    walked = compared = f"{place.table} AS near JOIN items ON items.version = near.version"
+    most = _FEW
+    if question.conditions:  # from the items that match there is a way to their vectors that has indexes
+        compared = (
+            "items JOIN vectors ON vectors.version = items.version AND vectors.index_name = %(index)s "
+            f"JOIN {place.table} AS near ON near.vector_id = vectors.vector_id"
+        )
+        most = _FEW_THAT_MATCH
+    few = f"count(*) <= {most} FROM (SELECT FROM items WHERE {fits} LIMIT {most + 1}) AS fitting"
+
+    def nearest(joined: str, when: str, *, exact: bool) -> str:
+        return (
+            f"SELECT near.vector_id, near.version FROM {joined} "
+            f"WHERE {when} AND near.ns >= %(low)s AND near.ns < %(high)s AND {fits} "
+            f"ORDER BY {_distance(place, extension, exact=exact)} LIMIT %(count)s"
+        )
+
     low, high = namespace_range(question.prefix)
     return run(
         conn,
-        f"WITH near AS MATERIALIZED (SELECT near.vector_id, near.version FROM {place.table} AS near "
-        "JOIN items ON items.version = near.version WHERE near.ns >= %(low)s AND near.ns < %(high)s "
-        f"AND (items.expires_at IS NULL OR items.expires_at > %(now)s) {marked(also)} "
-        f"ORDER BY {_distance(place, extension, exact=question.exact)} LIMIT %(count)s) "
+        f"WITH few (are) AS MATERIALIZED (SELECT {'true' if question.exact else few}), near AS MATERIALIZED "
+        f"(({nearest(compared, '(SELECT are FROM few)', exact=True)}) "
+        f"UNION ALL ({nearest(walked, 'NOT (SELECT are FROM few)', exact=False)})) "
         f"SELECT {ITEM}, vectors.vector_id, vectors.ord, embeddings.vector, "
-        "vectors.vector_id IN (SELECT vector_id FROM near) FROM items "
+        "vectors.vector_id IN (SELECT vector_id FROM near), (SELECT are FROM few) FROM items "
         "JOIN vectors ON vectors.version = items.version AND vectors.index_name = %(index)s "
         "JOIN embeddings ON embeddings.model = %(model)s AND embeddings.text_hash = vectors.text_hash "
         "WHERE items.version IN (SELECT version FROM near)",
@@ -295,12 +321,17 @@ def _near(conn: Connection, place: Place, extension: str, question: Nearest) -> 
     )  # fmt: skip
 
 
-def _set_search(conn: Connection, count: int) -> None:
-    """How this transaction searches. A plan for any namespace would take few vectors to be in it, and scan them all."""
+def _set_search(conn: Connection, count: int, *, exact: bool) -> None:
+    """How this transaction searches.
+
+    A plan for any namespace would take few vectors to be in it, and compare them all. Helpers are there before it shows
+    that there is nothing to compare.
+    """
     run(
         conn,
         "SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.ef_search', %s, true), "
-        "set_config('plan_cache_mode', 'force_custom_plan', true)",
+        "set_config('plan_cache_mode', 'force_custom_plan', true)"
+        + ("" if exact else ", set_config('max_parallel_workers_per_gather', '0', true)"),
         str(min(max(_EF_SEARCH, 2 * count), _MOST_EF_SEARCH)),
     )
 

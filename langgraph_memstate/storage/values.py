@@ -185,10 +185,14 @@ class Nearest:
 
 
 class Neighbours(NamedTuple):
-    """The answer: the ids of the nearest vectors, and all vectors of the versions that they belong to."""
+    """The answer: the ids of the nearest vectors, and all vectors of the versions that they belong to.
+
+    `are_exact`: every vector in question was compared.
+    """
 
     ids: frozenset[str]
     rows: list[ScoredRow]
+    are_exact: bool
 
 
 class AncestorWrite(NamedTuple):
