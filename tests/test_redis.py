@@ -100,6 +100,20 @@ def test_connections_that_were_cut_while_idle_are_not_noticed(memory: MemoryStor
     assert keys(memory) == ["a", "b"]
 
 
+def test_a_connection_that_is_in_use_at_closing_is_not_kept(redis_server: Server, name: str) -> None:
+    storage = redis_server.storage(name)
+    pool = storage._link._pool
+    with MemoryStore(storage) as memory:
+        with pool.connection() as conn:
+            conn.connect()
+            memory.close()
+        assert not pool._idle
+        assert conn._sock is None
+    with MemoryStore(storage) as memory:
+        memory.commit(note("a"))
+        assert pool._idle
+
+
 def test_a_server_that_is_down_is_a_transient_error(server: Server) -> None:
     with MemoryStore(server.storage("m", timeout=0.3)) as memory:
         memory.commit(note("a"))

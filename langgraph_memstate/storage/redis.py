@@ -126,6 +126,7 @@ class RedisStorage(Storage):
         self._pid = os.getpid()
         self._lost = None
         self._imaged, self._erased = -_BETWEEN, 0
+        self._link.open()
         try:
             check_server(self._link, self._log.key)
             head = self._log.open(uuid4().hex).head

@@ -105,6 +105,7 @@ class _Pool:
         self.options = {**read.connection_kwargs, "decode_responses": False, "retry": Retry(NoBackoff(), 0), **place}
         self._make = functools.partial(read.connection_class, **self.options)
         self._idle: list[Any] = [self._make()]  # an option that there is not shows here
+        self._kept = _KEPT
 
     @contextmanager
     def connection(self) -> Iterator[Any]:
@@ -118,7 +119,7 @@ class _Pool:
             is_whole = True
             raise
         finally:
-            if is_whole and len(self._idle) < _KEPT:
+            if is_whole and len(self._idle) < self._kept:
                 self._idle.append(conn)
             else:
                 conn.disconnect()
@@ -132,6 +133,14 @@ class _Pool:
     def disconnect(self) -> None:
         while self._idle:
             self._take().disconnect()
+
+    def open(self) -> None:
+        self._kept = _KEPT
+
+    def close(self) -> None:
+        """Disconnect; a connection that is in use now is not kept."""
+        self._kept = 0
+        self.disconnect()
 
 
 def _connect(conn: Any) -> None:
@@ -183,7 +192,7 @@ class Link:
     def _use(self, pool: _Pool) -> None:
         before, self._pool = self._pool, pool
         if before not in (pool, self._seed):
-            before.disconnect()
+            before.close()
 
     def run(
         self, script: Script, keys: Sequence[str], *arguments: Argument, wait: tuple[int, int] | None = None
@@ -268,6 +277,11 @@ class Link:
             time.sleep(pause)
             pause = min(pause * 2, 0.5)
 
+    def open(self) -> None:
+        """Keep connections, again where it was closed."""
+        self._seed.open()
+        self._pool.open()
+
     def close(self) -> None:
-        self._pool.disconnect()
-        self._seed.disconnect()
+        self._pool.close()
+        self._seed.close()
