@@ -138,7 +138,9 @@ class MemStateCheckpointer(ThreadReader):
         if ends_step:
             landing = self._staging.landing(config, step, parent_id)
         for attempt in range(_RACES):
-            drafts, before = self._prepare(config, step, parent, checkpoint, landing, ends_step, fresh=attempt == 0)
+            drafts, before = self._prepare(
+                config, step, parent, checkpoint, metadata, landing, ends_step, fresh=attempt == 0
+            )
             undo = self._rewind(config, step, parent_id, checkpoint, metadata)
             try:
                 self.memory.land((*undo.drafts, *drafts), (*undo.expected, *before), (put,))
@@ -188,6 +190,7 @@ class MemStateCheckpointer(ThreadReader):
         step: StepKey,
         parent: StepKey | None,
         checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
         landing: Landing,
         ends_step: bool,
         *,
@@ -211,8 +214,11 @@ class MemStateCheckpointer(ThreadReader):
             else:
                 # A task that ran in this process is accounted for by what it staged here.
                 rows = [row for row in rows if row.draft.version not in landing.void]
-                parts += [saved_part(parent, row) for row in rows if row.task_id not in landing.tasks]
                 expected |= {row.draft.version for row in rows}
+                if stored is not None and metadata.get("source") == "update":
+                    written = [(write.task_path, write.channel) for write in stored.writes]
+                    rows = [row for row in rows if pregel.applied_by_update(row.task_path, written)]
+                parts += [saved_part(parent, row) for row in rows if row.task_id not in landing.tasks]
             before.append(Drain(parent, frozenset(expected)))
         parts = in_log_order(parts)
         for inner, saved in self._staging.unsaved_subgraphs(config, step):

@@ -476,6 +476,15 @@ def ended_by_update(before: Mapping[str, Mapping[str, Any]], after: Mapping[str,
     return any(seen and seen != known.get(node) for node, seen in now.items())
 
 
+def applied_by_update(path: str, writes: Iterable[tuple[str, str]]) -> bool:
+    """Whether an update that ended a step applied a task, by the path and the channel of every pending write.
+
+    What a task called (functional API) counts with the task, which may have failed or wait since.
+    """
+    outermost = lineage(path)[0]
+    return any(written == outermost and channel not in _CONTROL for written, channel in writes)
+
+
 def config_of(step: StepKey) -> RunnableConfig:
     """The config that names a checkpoint."""
     return {"configurable": step._asdict()}

@@ -14,8 +14,8 @@ import pytest
 from langgraph.cache.memory import InMemoryCache
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.func import entrypoint, task
-from langgraph.graph import START, StateGraph
-from langgraph.types import CachePolicy, RetryPolicy
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import CachePolicy, RetryPolicy, interrupt
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small import DURABILITIES, NOTES, THREAD, State, Trouble
@@ -329,3 +329,33 @@ def test_a_cached_output_outlives_the_memory_of_a_step_that_never_landed(memory:
     assert keys(memory) == []
     compiled.invoke(None, THREAD)
     assert keys(memory) == ["learned"]
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "finished"])
+def test_an_update_that_ends_a_step_lands_calls_with_the_task_that_made_them(
+    memory: MemoryStore, waits: bool, durability: Any
+) -> None:
+    """LangGraph applies what finished tasks wrote then, and drops what one that waits had called."""
+
+    @task
+    def remember() -> str:
+        return put(memory, "called")
+
+    def calls(state: State) -> State:
+        done = remember().result()
+        if waits:
+            interrupt("calls")
+        return {"log": [done, put(memory, "written")]}
+
+    builder = StateGraph(State).add_node(calls).add_node("ask", lambda state: interrupt("ask"))
+    builder.add_edge(START, "calls").add_edge(START, "ask")
+    graph = builder.compile(checkpointer=memory.checkpointer, store=memory.store)
+    graph.invoke({"log": []}, THREAD, durability=durability)
+    assert keys(memory) == []
+
+    graph.update_state(THREAD, None, as_node=END)
+
+    state = graph.get_state(THREAD)
+    assert keys(memory) == state.values["log"] == ([] if waits else ["called", "written"])
+    assert state.next == ()
