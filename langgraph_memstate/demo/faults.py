@@ -1,7 +1,7 @@
 """Faults, sprung at the same points of both sides.
 
 A point lies before or after a call that both sides make: of the language model, of the store's `put`, of Chroma's
-`upsert`, of the saver's `put_writes` and `put`. The calls are wrapped on their classes, so neither side knows.
+`upsert` or `add`, of the saver's `put_writes` and `put`. The calls are wrapped on their classes, so neither side knows.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Faults:
             (ParrotFakeChatModel, "_generate", "model"),
             (type(side.store), "put", "store.put"),
             (Collection, "upsert", "upsert"),
+            (Collection, "add", "upsert"),
             (type(side.checkpointer), "put_writes", "put_writes"),
             (type(side.checkpointer), "put", "put"),
         ):
